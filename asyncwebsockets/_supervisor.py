@@ -1,0 +1,117 @@
+"""What goes on behind the handlers of a scope: reading for them, and timers."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+from abc import ABC, abstractmethod
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from anyio.abc import TaskGroup
+
+__all__ = ["Supervised", "Supervisor"]
+
+logger = logging.getLogger("asyncwebsockets")
+
+# How long nobody may read from a connection before the supervisor does.
+_TAKEOVER = 0.5
+
+
+class Supervised(ABC):
+    """A connection as the supervisor sees it."""
+
+    @property
+    @abstractmethod
+    def unattended(self) -> bool:
+        """Whether there is something to be read and nobody who reads."""
+
+    @abstractmethod
+    async def attend(self) -> None:
+        """Read until somebody else wants to, or nothing more can be read."""
+
+    @abstractmethod
+    def on_deadline(self, now: float) -> float | None:
+        """Do what was due at the deadline; return the next one, None for none."""
+
+
+class _Timer:
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Supervised) -> None:
+        self.connection: Supervised | None = connection
+
+
+class Supervisor:
+    """Looks after the connections of one scope: those of a `serve`, or the one of an `open_*`.
+
+    A connection is read by the task that receives from it. Where no task does, the supervisor
+    reads in its place within half a second, so that pings are answered and a Close is seen;
+    as soon as somebody receives again, it steps back. It has one task and one heap of timers,
+    however many connections there are, and sleeps while each is being read.
+
+    Args:
+        task_group: where its tasks run.
+    """
+
+    def __init__(self, task_group: TaskGroup) -> None:
+        self._task_group = task_group
+        # A connection's timer is emptied when it leaves, so that the heap keeps nothing alive.
+        self._connections: dict[Supervised, _Timer] = {}
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._order = count()
+        self._look_at = math.inf
+        self._wake = anyio.Event()
+
+    def add(self, connection: Supervised, deadline: float | None) -> None:
+        """Look after a connection whose first deadline is given."""
+        timer = self._connections[connection] = _Timer(connection)
+        if deadline is not None:
+            heapq.heappush(self._timers, (deadline, next(self._order), timer))
+        self.unattended()
+
+    def remove(self, connection: Supervised) -> None:
+        """Let go of a connection."""
+        self._connections.pop(connection).connection = None
+
+    def unattended(self) -> None:
+        """Note that a connection is no longer being read, if only for the moment."""
+        if self._look_at == math.inf:
+            self._look_at = anyio.current_time() + _TAKEOVER
+            self._wake.set()
+
+    def spawn(self, function: Callable[[], Awaitable[Any]]) -> None:
+        """Run a function in the background. What it raises is logged and harms nobody else."""
+        self._task_group.start_soon(self._guard, function)
+
+    async def _guard(self, function: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            await function()
+        except Exception:
+            logger.exception("internal error behind a connection")
+
+    async def run(self) -> None:
+        """Do the work, until cancelled."""
+        while True:
+            now = anyio.current_time()
+            while self._timers and self._timers[0][0] <= now:
+                _, _, timer = heapq.heappop(self._timers)
+                if timer.connection is not None:
+                    deadline = timer.connection.on_deadline(now)
+                    if deadline is not None:
+                        heapq.heappush(self._timers, (deadline, next(self._order), timer))
+            if self._look_at <= now:
+                self._look_at = math.inf
+                for connection in self._connections:
+                    if connection.unattended:
+                        self.spawn(connection.attend)
+            until = min(self._timers[0][0] if self._timers else math.inf, self._look_at)
+            self._wake = anyio.Event()
+            with anyio.CancelScope(deadline=until):
+                await self._wake.wait()

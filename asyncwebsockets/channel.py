@@ -1,0 +1,828 @@
+"""The channel under a `Websocket`: events both ways, over one wire."""
+
+from __future__ import annotations
+
+import secrets
+from abc import ABC, abstractmethod
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+from wsproto.connection import ConnectionState
+
+from ._pace import Pace
+from ._supervisor import Supervised
+from .codec import CodecError
+from .errors import (
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedLocally,
+    ConnectionClosedOK,
+)
+from .events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from .transport import IDLE_DRAIN, TransportLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from wsproto.extensions import Extension
+
+    from ._supervisor import Supervisor
+    from .codec import Codec
+    from .events import Address, Request, Response
+    from .settings import Settings
+    from .transport import Transport
+
+__all__ = ["Channel", "WireChannel", "size_of"]
+
+# What an event costs of the read-ahead at least.
+_EVENT_COST = 128
+
+# Pings and pongs that are kept for a handler which does not receive; later ones are only
+# answered. Otherwise a peer's keepalive would fill the read-ahead of one that only sends.
+_MAX_CONTROL_EVENTS = 32
+
+# Pongs that wait to be written. Of more pings than that, the oldest stay unanswered
+# (RFC 6455 section 5.5.3 allows to answer the latest only).
+_MAX_PONGS = 64
+
+# The seconds a Close may take that is sent on cancellation: none but those of the scheduler.
+_NO_WAIT = 0.1
+
+# Events decoded before others get a turn.
+_MAX_DECODED = 64
+
+
+def size_of(event: Event) -> int:
+    """Return the bytes an event has on the wire, its frame header aside."""
+    match event:
+        case TextMessage(data=text):
+            return len(text) if text.isascii() else len(text.encode())
+        case BytesMessage(data=data):
+            return len(data)
+        case Ping(payload=payload) | Pong(payload=payload):
+            return len(payload)
+    return 0
+
+
+class Channel(ABC):
+    """What a `Websocket` needs of its carrier: events both ways, and how the connection ends.
+
+    It does not join or split messages, and does not check what a user may send.
+    """
+
+    #: The opening handshake's request.
+    request: Request
+    #: The server's answer to it.
+    response: Response
+    #: The subprotocol agreed on.
+    subprotocol: str | None = None
+    #: The extensions agreed on.
+    extensions: Sequence[Extension] = ()
+    #: The limits and options.
+    settings: Settings
+    #: Called when the connection has ended or is no longer open for sending.
+    on_end: Callable[[], None]
+
+    @abstractmethod
+    async def receive(self) -> Event:
+        """Return the next message, or a piece of one, or a ping or pong.
+
+        Raises:
+            anyio.BusyResourceError: another task is receiving.
+            ConnectionClosed: there is no more; which one says how the connection ended.
+        """
+
+    @property
+    def announced(self) -> int:
+        """The bytes that the frame of the piece last received is still to bring, if known."""
+        return 0
+
+    @abstractmethod
+    async def send(self, event: Event) -> None:
+        """Send a message or a piece of one, a ping or a pong; wait while the peer does not read.
+
+        The event is taken before the first wait: a cancellation does not take it back.
+
+        Raises:
+            ValueError: the event's text cannot be expressed in UTF-8; nothing was sent.
+            ConnectionClosed: the connection has ended.
+        """
+
+    @abstractmethod
+    async def ping(self, payload: bytes | None) -> float:
+        """Send a ping, wait for its pong, and return the seconds between.
+
+        Raises:
+            ConnectionClosed: the connection has ended.
+        """
+
+    @property
+    @abstractmethod
+    def latency(self) -> float | None:
+        """The seconds the last answered ping took, None before the first."""
+
+    @abstractmethod
+    async def close(self, code: int, reason: str) -> None:
+        """Do the closing handshake; harmless when it has been done. Cancelling it aborts."""
+
+    @abstractmethod
+    async def fail(self, code: int, reason: str) -> None:
+        """End the connection as broken: Close with this code, then no more reading."""
+
+    @abstractmethod
+    async def abort(self, code: int | None = None) -> None:
+        """End the connection at once; a Close with the code goes before if it need not wait."""
+
+    @abstractmethod
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended."""
+
+    @property
+    @abstractmethod
+    def state(self) -> ConnectionState:
+        """Where the connection stands."""
+
+    @property
+    @abstractmethod
+    def close_code(self) -> int | None:
+        """The close code (RFC 6455 section 7.1.5), None while the connection is open."""
+
+    @property
+    @abstractmethod
+    def close_reason(self) -> str | None:
+        """The close reason, None while the connection is open."""
+
+    @property
+    @abstractmethod
+    def failure(self) -> ConnectionClosedError | None:
+        """Why the connection ended without a closing handshake, None if it did not."""
+
+    @property
+    @abstractmethod
+    def local_address(self) -> Address:
+        """This side's address."""
+
+    @property
+    @abstractmethod
+    def remote_address(self) -> Address:
+        """The peer's address."""
+
+    @abstractmethod
+    def extra(self, attribute: Any, default: object = ...) -> Any:
+        """Return a typed attribute of the carrier (anyio's ``extra``).
+
+        Raises:
+            anyio.TypedAttributeLookupError: there is none and no default was given.
+        """
+
+
+class _PingWaiter:
+    """A ping of ours that was not answered yet."""
+
+    __slots__ = ("answered_after", "payload", "sent_at")
+
+    def __init__(self, payload: bytes, sent_at: float) -> None:
+        self.payload = payload
+        self.sent_at = sent_at
+        self.answered_after: float | None = None
+
+
+class WireChannel(Channel, Supervised):
+    """A channel over one codec and one transport.
+
+    One task at a time reads from the transport, whichever needs something first: `receive`,
+    `ping`, `close`, or the supervisor while nobody does. It answers pings, notes the peer's
+    Close and queues the rest; tasks that wait for what it reads are told after each turn. When
+    it leaves, one of them takes its place.
+
+    One task at a time writes to the transport. Frames are queued whole, in order; whoever
+    comes while a write is under way waits, and the next one to write takes all that is queued.
+
+    Args:
+        transport, codec: what it is built on.
+        role: which side this is; the server closes TCP first (RFC 6455 section 7.1.1).
+        settings: the limits.
+        supervisor: reads and keeps time in the background; without one, that is done only
+            within the calls on the channel.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        codec: Codec,
+        role: Literal["client", "server"],
+        *,
+        settings: Settings,
+        request: Request,
+        response: Response,
+        subprotocol: str | None = None,
+        extensions: Sequence[Extension] = (),
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        self.request = request
+        self.response = response
+        self.subprotocol = subprotocol
+        self.extensions = tuple(extensions)
+        self.settings = settings
+        self.on_end = lambda: None
+        self._transport = transport
+        self._codec = codec
+        self._role = role
+        self._supervisor = supervisor
+
+        self._state = ConnectionState.OPEN
+        self._code: int | None = None
+        self._reason: str | None = None
+        self._failure: ConnectionClosedError | None = None
+        self._closed_locally = False
+        # Nothing that comes is for the user any more.
+        self._ended = False
+        self._finishing = False
+        self._finished = anyio.Event()
+        # Whether a failed connection waits for the peer to see why.
+        self._lingers = True
+
+        self._queue: deque[Event] = deque()
+        self._queued = 0
+        self._control_events = 0
+        self._undecoded = True
+        self._receiving = False
+        self._reading = False
+        self._eof = False
+        self._waiting = 0
+        self._turn = anyio.Event()
+        self._attending: anyio.CancelScope | None = None
+        self._pace = Pace()
+
+        self._outbox: list[bytes] = []
+        self._pongs: deque[bytes] = deque(maxlen=_MAX_PONGS)
+        # Frames queued and frames written, counted, so that a task knows when its own are out.
+        self._frames_queued = 0
+        self._frames_written = 0
+        self._writing = False
+        self._written = anyio.Event()
+        self._write_waiters = 0
+        self._flush_spawned = False
+        self._broken = False
+
+        self._pings: list[_PingWaiter] = []
+        self._latency: float | None = None
+
+        # Keepalive: signs of life since the last look, and the first ping without one after it.
+        self._heard = False
+        self._stalled = False
+        self._pieces_sent = 0
+        self._silent_since: float | None = None
+        self._keepalive_ping: _PingWaiter | None = None
+        self._next_ping = 0.0
+        self._deadline: float | None = None
+        if settings.ping_interval is not None:
+            self._next_ping = self._deadline = anyio.current_time() + settings.ping_interval
+        if supervisor is not None:
+            supervisor.add(self, self._deadline)
+
+    # What it is
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where the connection stands."""
+        return self._state
+
+    @property
+    def close_code(self) -> int | None:
+        """The close code, None while the connection is open."""
+        return self._code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The close reason, None while the connection is open."""
+        return self._reason
+
+    @property
+    def failure(self) -> ConnectionClosedError | None:
+        """Why the connection ended without a closing handshake, None if it did not."""
+        return self._failure
+
+    @property
+    def latency(self) -> float | None:
+        """The seconds the last answered ping took, None before the first."""
+        return self._latency
+
+    @property
+    def local_address(self) -> Address:
+        """This side's address."""
+        return self.request.local_address
+
+    @property
+    def remote_address(self) -> Address:
+        """The peer's address."""
+        return self.request.remote_address
+
+    def extra(self, attribute: Any, default: object = ...) -> Any:
+        """Return a typed attribute of the stream."""
+        return self._transport.extra(attribute, default)
+
+    # Receiving
+
+    async def receive(self) -> Event:
+        """Return the next message, or a piece of one, or a ping or pong."""
+        if self._receiving:
+            raise anyio.BusyResourceError("receiving from")
+        self._receiving = True
+        try:
+            if self._closed_locally:
+                await self._pace.step(0)
+                raise self._ending()
+            if self._queue:
+                await self._pace.step(size_of(self._queue[0]))
+            else:
+                await self._read_until(self._receivable)
+            if not self._queue:
+                raise self._ending()
+            return self._pop()
+        finally:
+            self._receiving = False
+
+    def _receivable(self) -> bool:
+        return bool(self._queue) or self._ended or self._closed_locally
+
+    def _pop(self) -> Event:
+        event = self._queue.popleft()
+        stalled = self._full
+        self._queued -= _cost(event)
+        if isinstance(event, (Ping, Pong)):
+            self._control_events -= 1
+        if stalled and not self._full:
+            # Tasks that wait for something else may read on.
+            self._stalled = True
+            self._announce_turn()
+        return event
+
+    @property
+    def announced(self) -> int:
+        """The bytes that the frame of the piece last received is still to bring, if known."""
+        return 0 if self._queue else self._codec.announced
+
+    @property
+    def _full(self) -> bool:
+        limit = self.settings.max_read_ahead
+        return limit is not None and self._queued >= limit
+
+    def _ending(self) -> ConnectionClosed:
+        """Return a new exception that says how the connection ended."""
+        code = self._code if self._code is not None else 1006
+        reason = self._reason or ""
+        if self._closed_locally:
+            return ConnectionClosedLocally(code, reason or "closed by this side", self)
+        if self._failure is not None:
+            return ConnectionClosedError(code, reason, self)
+        return ConnectionClosedOK(code, reason, self)
+
+    # Reading
+
+    async def _read_until(self, ready: Callable[[], bool]) -> None:
+        """Wait for something that reading brings; read, unless another task does."""
+        while not ready():
+            if self._reading or self._stuck:
+                self._waiting += 1
+                try:
+                    await self._turn.wait()
+                finally:
+                    self._waiting -= 1
+            else:
+                await self._read_turn()
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether there is nothing that could be read now."""
+        return self._eof or (self._full and not self._ended and not self._closed_locally)
+
+    async def _read_turn(self) -> None:
+        """Read once, handle what came, and tell those who wait."""
+        self._reading = True
+        try:
+            if self._ended:
+                await self._discard()
+            elif self._undecoded:
+                await self._pace.step(0)
+                self._decode()
+            else:
+                data = await self._receive_bytes()
+                if data is not None:
+                    self._pace.reset()
+                    self._heard = True
+                    if data:
+                        self._codec.receive_data(data)
+                        self._decode()
+                    else:
+                        self._lost("the peer ended the connection without a Close")
+        except Exception:
+            # An extension of the user's, for one, may raise anything.
+            self._fail(1011, "internal error")
+            raise
+        finally:
+            self._reading = False
+            self._announce_turn()
+            if self._supervisor is not None:
+                self._supervisor.unattended()
+        if self._supervisor is None:
+            await self._after_reading()
+
+    async def _receive_bytes(self) -> bytes | None:
+        """Return bytes from the transport, None if it is time for a keepalive first."""
+        try:
+            if self._supervisor is not None or self._deadline is None:
+                return await self._transport.receive()
+            data = None
+            with anyio.CancelScope(deadline=self._deadline):
+                data = await self._transport.receive()
+            if data is None:
+                self._deadline = self.on_deadline(anyio.current_time())
+            return data
+        except TransportLost as exc:
+            self._eof = True
+            self._lost(str(exc))
+            return None
+
+    async def _discard(self) -> None:
+        try:
+            data = await self._transport.receive()
+        except TransportLost:
+            data = b""
+        self._heard = True
+        self._eof = not data
+
+    async def _after_reading(self) -> None:
+        """Do what a supervisor would do in the background."""
+        if self._ended:
+            if not self._closed_locally and not self._finishing:
+                await self._finish()
+        elif self._frames_queued > self._frames_written:
+            await self._flush_quietly()
+
+    def _announce_turn(self) -> None:
+        if self._waiting:
+            turn, self._turn = self._turn, anyio.Event()
+            turn.set()
+
+    def _decode(self) -> None:
+        """Turn what was read into events, as far as there is room for them."""
+        self._undecoded = True
+        for _ in range(_MAX_DECODED):
+            if self._ended or self._full:
+                return
+            try:
+                event = self._codec.next_event()
+            except CodecError as exc:
+                self._fail(exc.code, exc.reason)
+                return
+            if event is None:
+                self._undecoded = False
+                return
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, CloseConnection):
+            self._on_close(event)
+            return
+        if isinstance(event, Ping):
+            if self._state is ConnectionState.OPEN:
+                self._pongs.append(event.payload)
+                self._frames_queued += 1
+                self._flush_soon()
+        elif isinstance(event, Pong) and self._on_pong(event):
+            return
+        if self._closed_locally:
+            return
+        if isinstance(event, (Ping, Pong)):
+            if self._control_events >= _MAX_CONTROL_EVENTS:
+                return
+            self._control_events += 1
+        self._queue.append(event)
+        self._queued += _cost(event)
+
+    def _on_close(self, event: CloseConnection) -> None:
+        self._code, self._reason = int(event.code), event.reason or ""
+        if self._state is ConnectionState.OPEN:
+            # The echo has the code that came (RFC 6455 section 5.5.1), and no reason of ours.
+            self._state = ConnectionState.REMOTE_CLOSING
+            self._queue_frame(event)
+        else:
+            self._state = ConnectionState.CLOSED
+        self._end()
+
+    def _end(self) -> None:
+        """Note that the connection has no more for the user, and have it finished."""
+        self._ended = True
+        if self._closed_locally:
+            self._drop_queue()
+        if self._supervisor is not None and not self._closed_locally:
+            self._supervisor.spawn(self._finish)
+        self._announce_turn()
+        self.on_end()
+
+    def _lost(self, reason: str) -> None:
+        """Note that the connection has ended without a Close (RFC 6455 section 7.1.5)."""
+        self._eof = self._broken = True
+        self._announce_written()
+        if self._ended:
+            return
+        self._state = ConnectionState.CLOSED
+        self._record(1006, reason)
+        self._end()
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Fail the connection: the last that is sent is a Close (RFC 6455 section 7.1.7)."""
+        if self._ended:
+            return
+        if self._state is ConnectionState.OPEN:
+            self._queue_frame(CloseConnection(code, _clip(reason)))
+            self._state = ConnectionState.LOCAL_CLOSING
+        self._record(code, reason)
+        self._end()
+
+    def _record(self, code: int, reason: str) -> None:
+        self._code, self._reason = code, reason
+        self._failure = ConnectionClosedError(code, reason)
+
+    # Sending
+
+    async def send(self, event: Event) -> None:
+        """Send an event; wait while the peer does not read."""
+        self._check_sendable()
+        self._queue_frame(event)
+        await self._flush()
+
+    def _check_sendable(self) -> None:
+        if self._state is not ConnectionState.OPEN:
+            raise self._unsendable()
+
+    def _unsendable(self) -> ConnectionClosed:
+        if self._closed_locally:
+            return self._ending()
+        return ConnectionClosedError(
+            self._code if self._code is not None else 1006, self._reason or "", self
+        )
+
+    def _queue_frame(self, event: Event) -> None:
+        self._outbox.append(self._codec.encode(event))
+        self._frames_queued += 1
+
+    async def _flush(self) -> None:
+        """Have every frame written that is queued by now."""
+        mark = self._frames_queued
+        while self._frames_written < mark:
+            if self._broken:
+                raise self._unsendable()
+            if not self._writing:
+                await self._write()
+                continue
+            self._write_waiters += 1
+            try:
+                await self._written.wait()
+            finally:
+                self._write_waiters -= 1
+
+    async def _write(self) -> None:
+        """Write every frame that is queued."""
+        self._writing = True
+        mark = self._frames_queued
+        # Pongs first: a Close is the last frame that may be sent.
+        frames = [self._codec.encode(Pong(payload)) for payload in self._pongs]
+        frames += self._outbox
+        self._pongs.clear()
+        self._outbox.clear()
+        try:
+            if frames:
+                await self._transport.send(frames[0] if len(frames) == 1 else b"".join(frames))
+            self._frames_written = mark
+        except TransportLost as exc:
+            self._lost(str(exc))
+            raise self._unsendable() from None
+        except BaseException:
+            # It is not known how much went out, so no frame could follow.
+            self._lost("a send was cancelled half way")
+            await self._transport.abort()
+            raise
+        finally:
+            self._writing = False
+            self._announce_written()
+            if not self._write_waiters:
+                # What came meanwhile has nobody who waits to write it: pongs, or the
+                # frames of a task that was cancelled.
+                self._flush_soon()
+
+    def _announce_written(self) -> None:
+        if self._write_waiters:
+            written, self._written = self._written, anyio.Event()
+            written.set()
+
+    def _flush_soon(self) -> None:
+        """Have what is queued written without waiting for it, where there is a supervisor."""
+        if (
+            self._supervisor is not None
+            and self._frames_queued > self._frames_written
+            and not (self._flush_spawned or self._writing or self._broken or self._ended)
+        ):
+            self._flush_spawned = True
+            self._supervisor.spawn(self._flush_quietly)
+
+    async def _flush_quietly(self) -> None:
+        self._flush_spawned = False
+        with suppress(ConnectionClosed):
+            await self._flush()
+
+    # Ping and pong
+
+    async def ping(self, payload: bytes | None) -> float:
+        """Send a ping, wait for its pong, and return the seconds between."""
+        self._check_sendable()
+        waiter = self._queue_ping(payload)
+        try:
+            await self._flush()
+            await self._read_until(lambda: waiter.answered_after is not None or self._ended)
+        finally:
+            if waiter in self._pings:
+                self._pings.remove(waiter)
+        if waiter.answered_after is None:
+            raise self._ending()
+        return waiter.answered_after
+
+    def _queue_ping(self, payload: bytes | None) -> _PingWaiter:
+        waiter = _PingWaiter(
+            secrets.token_bytes(8) if payload is None else payload, anyio.current_time()
+        )
+        self._queue_frame(Ping(waiter.payload))
+        self._pings.append(waiter)
+        return waiter
+
+    def _on_pong(self, event: Pong) -> bool:
+        """Match a pong to our pings; whether it answers one.
+
+        A pong also stands for the pings before the one it answers (RFC 6455 section 5.5.3).
+        """
+        for index, waiter in enumerate(self._pings):
+            if waiter.payload == event.payload:
+                now = anyio.current_time()
+                for answered in self._pings[: index + 1]:
+                    answered.answered_after = now - answered.sent_at
+                self._latency = waiter.answered_after
+                del self._pings[: index + 1]
+                return True
+        return False
+
+    # Under supervision
+
+    @property
+    def unattended(self) -> bool:
+        """Whether there is something to be read and nobody who reads."""
+        return not (self._reading or self._stuck or self._ended)
+
+    async def attend(self) -> None:
+        """Read until somebody else wants to, or nothing more can be read."""
+        with anyio.CancelScope() as self._attending:
+            while self.unattended and not self._waiting:
+                await self._read_turn()
+
+    def on_deadline(self, now: float) -> float | None:
+        """Send a keepalive ping, or drop a peer that was silent after the last ones."""
+        interval, timeout = self.settings.ping_interval, self.settings.ping_timeout
+        if interval is None or self._state is not ConnectionState.OPEN:
+            return None
+        # A long message that goes out slowly is a sign of life, too.
+        if self._heard or (self._writing and self._transport.pieces_sent != self._pieces_sent):
+            self._silent_since = None
+        elif self._silent_since is not None and (self._full or self._stalled):
+            # Nothing was read meanwhile: the silence was ours, and the clock starts anew.
+            self._silent_since = now
+        self._heard = self._stalled = False
+        self._pieces_sent = self._transport.pieces_sent
+        if (
+            self._silent_since is not None
+            and timeout is not None
+            and now >= self._silent_since + timeout
+        ):
+            self._lingers = False
+            self._fail(1011, f"keepalive: the peer was silent for ping_timeout={timeout:g} s")
+            return None
+        if now >= self._next_ping:
+            if self._keepalive_ping not in self._pings:
+                self._keepalive_ping = self._queue_ping(None)
+                self._flush_soon()
+            if self._silent_since is None:
+                self._silent_since = now
+            self._next_ping = now + interval
+        if self._silent_since is None or timeout is None:
+            return self._next_ping
+        return min(self._next_ping, self._silent_since + timeout)
+
+    # Closing
+
+    async def close(self, code: int, reason: str) -> None:
+        """Do the closing handshake (RFC 6455 section 7.1.2), then close TCP."""
+        self._closed_locally = True
+        if self._state is ConnectionState.OPEN:
+            self._state = ConnectionState.LOCAL_CLOSING
+            self._queue_frame(CloseConnection(code, reason))
+        self._drop_queue()
+        self._announce_turn()
+        self.on_end()
+        await self._finish()
+
+    async def fail(self, code: int, reason: str) -> None:
+        """End the connection as broken: Close with this code, then no more reading."""
+        self._fail(code, reason)
+        if self._supervisor is None:
+            await self._finish()
+
+    async def abort(self, code: int | None = None) -> None:
+        """End the connection at once; a Close goes before if it need not wait."""
+        if code is not None and self._state is ConnectionState.OPEN and not self._writing:
+            self._state = ConnectionState.LOCAL_CLOSING
+            self._queue_frame(CloseConnection(code, ""))
+            with (
+                anyio.CancelScope(deadline=anyio.current_time() + _NO_WAIT, shield=True),
+                suppress(ConnectionClosed),
+            ):
+                await self._write()
+        self._closed_locally = True
+        self._drop_queue()
+        self._lost("aborted by this side")
+        if not self._finishing:
+            self._finishing = True
+            await self._conclude()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended."""
+        await self._read_until(lambda: self._ended)
+
+    def _drop_queue(self) -> None:
+        self._queue.clear()
+        self._queued = self._control_events = 0
+
+    async def _finish(self) -> None:
+        """Write what is queued, wait for the peer's Close if it is owed, then close TCP."""
+        if self._finishing:
+            await self._finished.wait()
+            return
+        self._finishing = True
+        try:
+            with anyio.move_on_after(self.settings.close_timeout):
+                await self._flush_quietly()
+                await self._read_until(lambda: self._ended)
+                self._state = ConnectionState.CLOSED
+                with suppress(TransportLost):
+                    await self._close_transport()
+            if not self._ended:
+                self._lost("the peer did not answer Close within close_timeout")
+        finally:
+            await self._conclude()
+
+    async def _close_transport(self) -> None:
+        """Close TCP in the order of RFC 6455 section 7.1.1: the server first.
+
+        Whoever closes first half-closes and reads to the end: unread input would turn the
+        closing into a reset, which may destroy our Close before the peer has read it.
+        """
+        failed = self._failure is not None
+        if not self._eof and (self._lingers or not failed):
+            if self._role == "client" and not failed:
+                await self._read_until(self._at_eof)
+            elif await self._transport.send_eof():
+                await self._read_until(self._at_eof)
+            elif failed:
+                await self._drain_until_idle()
+        await self._transport.aclose()
+
+    async def _drain_until_idle(self) -> None:
+        self._heard = True
+        while self._heard and not self._eof:
+            self._heard = False
+            with anyio.move_on_after(IDLE_DRAIN):
+                await self._read_until(lambda: self._heard or self._eof)
+
+    def _at_eof(self) -> bool:
+        return self._eof
+
+    async def _conclude(self) -> None:
+        """Let go of everything."""
+        self._lost("aborted by this side")
+        self._state = ConnectionState.CLOSED
+        await self._transport.abort()
+        if self._attending is not None:
+            self._attending.cancel()
+        if self._supervisor is not None:
+            self._supervisor.remove(self)
+        self._announce_turn()
+        self._finished.set()
+
+
+def _cost(event: Event) -> int:
+    return max(size_of(event), _EVENT_COST)
+
+
+def _clip(reason: str) -> str:
+    """Cut a reason to what a Close frame can hold, at a character's boundary."""
+    return reason.encode()[:123].decode(errors="ignore")

@@ -1,0 +1,233 @@
+"""Bytes to events and back, for one open connection (RFC 6455 section 5)."""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from codecs import getincrementaldecoder
+from typing import TYPE_CHECKING, Literal
+
+from wsproto.frame_protocol import FrameDecoder, FrameProtocol, Opcode, ParseFailed
+
+from .deflate import PerMessageDeflate
+from .events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
+
+if TYPE_CHECKING:
+    from codecs import IncrementalDecoder
+    from collections.abc import Sequence
+
+    from wsproto.extensions import Extension
+
+    from .deflate import Inflater
+
+__all__ = ["Codec", "CodecError", "PureCodec", "make_codec"]
+
+# A compressed message is handed on in pieces of at most this many bytes.
+_SLICE = 64 * 1024
+
+# The codes a Close may carry (RFC 6455 section 7.4, IANA's registry for 1012 to 1014).
+_CLOSE_CODES = frozenset(
+    (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, *range(3000, 5000))
+)
+
+_Utf8Decoder = getincrementaldecoder("utf-8")
+
+
+def is_close_code(code: int) -> bool:
+    """Whether a Close frame may carry this code."""
+    return code in _CLOSE_CODES
+
+
+class CodecError(Exception):
+    """The peer broke the protocol.
+
+    Attributes:
+        code: the close code that answers it.
+        reason: what was wrong.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class Codec(ABC):
+    """Translates between bytes and wsproto's events.
+
+    A message comes out as one event or as several bounded ones, the last of them with
+    ``message_finished``; joining them is the receiver's business, and so is every limit.
+    """
+
+    @abstractmethod
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+
+    @abstractmethod
+    def next_event(self) -> Event | None:
+        """Return the next event, or None if more bytes are needed.
+
+        Raises:
+            CodecError: the peer broke the protocol; there is nothing more to come.
+        """
+
+    @property
+    @abstractmethod
+    def announced(self) -> int:
+        """The bytes that the data frame under way is still to bring, as its header says.
+
+        0 between frames, and for a compressed message, whose size is not known.
+        """
+
+    @abstractmethod
+    def encode(self, event: Event) -> bytes:
+        """Return the bytes of an event that is to be sent.
+
+        Raises:
+            UnicodeEncodeError: text that UTF-8 cannot express (a lone surrogate).
+        """
+
+
+class PureCodec(Codec):
+    """The codec on wsproto's frame protocol.
+
+    Where wsproto is laxer than the RFCs, or unbounded, the rules stand here: the order of
+    frames, UTF-8, the codes of a Close, and inflation in slices.
+
+    Args:
+        client: whether this side is the client.
+        extensions: those both sides have agreed on.
+    """
+
+    def __init__(self, *, client: bool, extensions: Sequence[Extension] = ()) -> None:
+        self._frames = FrameProtocol(client, list(extensions))
+        self._decoder = FrameDecoder(client, list(extensions))
+        self._deflate = next((e for e in extensions if isinstance(e, PerMessageDeflate)), None)
+        self._inflater: Inflater | None = (
+            self._deflate.inflater(client=client) if self._deflate is not None else None
+        )
+        # The message under way, and how it is to be read.
+        self._opcode: Opcode | None = None
+        self._compressed = False
+        self._utf8: IncrementalDecoder = _Utf8Decoder()
+        # What the inflater's input was, while it has more to give: whether it ends
+        # its frame and its message.
+        self._ends = (False, False)
+        self._header_seen = False
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        self._decoder.receive_bytes(data)
+
+    @property
+    def announced(self) -> int:
+        """The bytes that the data frame under way is still to bring."""
+        header = self._decoder.header
+        if header is None or header.opcode.iscontrol() or self._compressed:
+            return 0
+        return header.payload_len - self._decoder.payload_consumed
+
+    def next_event(self) -> Event | None:
+        """Return the next event, or None if more bytes are needed."""
+        if self._inflater is not None and self._inflater.pending:
+            return self._inflate()
+        try:
+            frame = self._decoder.process_buffer()
+        except ParseFailed as exc:
+            raise CodecError(int(exc.code), str(exc)) from None
+        if frame is None:
+            header = self._decoder.header
+            if header is None or header.opcode.iscontrol() or self._header_seen:
+                return None
+            # A header alone is an event too: its length may be more than is allowed.
+            self._begin_frame(header.opcode)
+            self._header_seen = True
+            return self._piece(b"", (False, False))
+        opcode = frame.opcode
+        payload = frame.payload
+        assert isinstance(payload, bytes)
+        if opcode.iscontrol():
+            if opcode is Opcode.PING:
+                return Ping(payload)
+            if opcode is Opcode.PONG:
+                return Pong(payload)
+            return self._close(payload)
+        # wsproto calls the later parts of a frame that comes in parts continuations.
+        if not self._header_seen:
+            self._begin_frame(opcode)
+        ends = (frame.frame_finished, frame.frame_finished and frame.message_finished)
+        self._header_seen = not frame.frame_finished
+        if self._compressed:
+            assert self._inflater is not None
+            self._inflater.feed(payload, ends[1])
+            self._ends = ends
+            return self._inflate()
+        return self._piece(payload, ends)
+
+    def _begin_frame(self, opcode: Opcode) -> None:
+        """Check a data frame's opcode against the message under way (RFC 6455 section 5.4)."""
+        if opcode is Opcode.CONTINUATION:
+            if self._opcode is None:
+                raise CodecError(1002, "a continuation frame without a message to continue")
+            return
+        if self._opcode is not None:
+            raise CodecError(1002, "a new message before the last one was finished")
+        self._opcode = opcode
+        self._compressed = self._deflate is not None and self._deflate.compressed
+
+    def _inflate(self) -> Event:
+        assert self._inflater is not None
+        try:
+            data = self._inflater.read(_SLICE)
+        except zlib.error as exc:
+            raise CodecError(1007, f"invalid DEFLATE data: {exc}") from None
+        return self._piece(data, (False, False) if self._inflater.pending else self._ends)
+
+    def _piece(self, data: bytes, ends: tuple[bool, bool]) -> TextMessage | BytesMessage:
+        frame_finished, message_finished = ends
+        opcode = self._opcode
+        if message_finished:
+            self._opcode = None
+            self._compressed = False
+        if opcode is Opcode.BINARY:
+            return BytesMessage(data, frame_finished, message_finished)
+        try:
+            text = self._utf8.decode(data, message_finished)
+        except UnicodeDecodeError as exc:
+            raise CodecError(1007, f"invalid UTF-8 in a text message: {exc.reason}") from None
+        return TextMessage(text, frame_finished, message_finished)
+
+    def _close(self, payload: bytes) -> CloseConnection:
+        """Read a Close frame's payload (RFC 6455 section 5.5.1)."""
+        if not payload:
+            return CloseConnection(1005, "")
+        if len(payload) == 1:
+            raise CodecError(1002, "a Close frame with a payload of one byte")
+        code = int.from_bytes(payload[:2], "big")
+        if not is_close_code(code):
+            raise CodecError(1002, f"a Close frame with the code {code}")
+        try:
+            return CloseConnection(code, payload[2:].decode())
+        except UnicodeDecodeError as exc:
+            raise CodecError(1007, f"invalid UTF-8 in a close reason: {exc.reason}") from None
+
+    def encode(self, event: Event) -> bytes:
+        """Return the bytes of an event that is to be sent."""
+        frames = self._frames
+        match event:
+            case Message():
+                return bytes(frames.send_data(event.data, event.message_finished))
+            case Ping():
+                return bytes(frames.ping(event.payload))
+            case Pong():
+                return bytes(frames.pong(event.payload))
+            case CloseConnection(code=1005):
+                return bytes(frames.close())
+            case CloseConnection():
+                return bytes(frames.close(event.code, event.reason))
+        raise TypeError(f"expected a message, ping, pong or close, got {event!r}")
+
+
+def make_codec(role: Literal["client", "server"], extensions: Sequence[Extension] = ()) -> Codec:
+    """Return the codec for a connection: the one place where it is chosen."""
+    return PureCodec(client=role == "client", extensions=extensions)

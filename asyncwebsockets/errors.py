@@ -1,0 +1,139 @@
+"""The exceptions of this library.
+
+::
+
+    WebsocketError
+    ├── HandshakeError (ConnectionError)
+    │   ├── InvalidHandshake
+    │   ├── Rejected
+    │   └── HandshakeTimeout (TimeoutError)
+    ├── ConnectionClosed
+    │   ├── ConnectionClosedOK (anyio.EndOfStream)
+    │   ├── ConnectionClosedError (anyio.BrokenResourceError)
+    │   └── ConnectionClosedLocally (anyio.ClosedResourceError)
+    ├── UnexpectedMessage
+    └── UnsupportedOperation
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "ConnectionClosed",
+    "ConnectionClosedError",
+    "ConnectionClosedLocally",
+    "ConnectionClosedOK",
+    "HandshakeError",
+    "HandshakeTimeout",
+    "InvalidHandshake",
+    "Rejected",
+    "UnexpectedMessage",
+    "UnsupportedOperation",
+    "WebsocketError",
+]
+
+
+class WebsocketError(Exception):
+    """The root of every exception this library defines."""
+
+
+class HandshakeError(WebsocketError, ConnectionError):
+    """The opening handshake did not lead to a connection (RFC 6455 section 4)."""
+
+
+class InvalidHandshake(HandshakeError):
+    """What the peer sent is not a valid opening handshake.
+
+    Attributes:
+        status: the HTTP status that answers it on the server's side (RFC 6455 section 4.2.2).
+        headers: header fields that belong to that answer.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = list(headers)
+
+
+class Rejected(HandshakeError):
+    """The server answered the handshake with something other than 101.
+
+    Raised at the client that was turned away and at the server whose filter did it.
+
+    Attributes:
+        status: the HTTP status.
+        headers: the header fields, in order, duplicates kept.
+        body: the body, at most ``max_handshake_size`` bytes of it.
+    """
+
+    def __init__(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]] = (), body: bytes = b""
+    ) -> None:
+        super().__init__(f"the handshake was answered with status {status}, expected 101")
+        self.status = status
+        self.headers = list(headers)
+        self.body = body
+
+
+class HandshakeTimeout(HandshakeError, TimeoutError):
+    """The opening handshake was not complete within ``open_timeout``."""
+
+
+class ConnectionClosed(WebsocketError):
+    """The connection has ended.
+
+    Attributes:
+        code: the close code (RFC 6455 section 7.1.5): the one received, 1005 if the peer's
+            Close had none, 1006 if there was no Close, or the code this side failed it with.
+        reason: the close reason, or what went wrong.
+        source: what the connection was carried by; it tells one connection's end from another's.
+    """
+
+    def __init__(self, code: int, reason: str = "", source: object = None) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+        self.source = source
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.reason}".rstrip()
+
+
+class ConnectionClosedOK(ConnectionClosed, EndOfStream):
+    """A closing handshake took place; there is nothing more to receive."""
+
+
+class ConnectionClosedError(ConnectionClosed, BrokenResourceError):
+    """The connection was lost or failed, or it is gone and something was to be sent on it."""
+
+
+class ConnectionClosedLocally(ConnectionClosed, ClosedResourceError):
+    """The connection was used after this side had closed it."""
+
+
+class UnexpectedMessage(WebsocketError, TypeError):
+    """A message of the other kind came than the one asked for; it has been consumed.
+
+    Attributes:
+        data: the message.
+    """
+
+    def __init__(self, expected: str, data: str | bytes) -> None:
+        came = "text" if isinstance(data, str) else "binary"
+        super().__init__(f"expected a {expected} message, a {came} message came")
+        self.data = data
+
+
+class UnsupportedOperation(WebsocketError, RuntimeError):
+    """The connection's carrier has no such operation (a ping over ASGI, for example)."""

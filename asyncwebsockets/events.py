@@ -1,0 +1,131 @@
+"""The events of a connection: wsproto's, and what this library adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Event,
+    Message,
+    Ping,
+    Pong,
+    RejectConnection,
+    TextMessage,
+)
+from wsproto.events import Request as _Request
+
+__all__ = [
+    "AcceptConnection",
+    "Address",
+    "BytesMessage",
+    "CloseConnection",
+    "Event",
+    "Message",
+    "Ping",
+    "Pong",
+    "Reject",
+    "RejectConnection",
+    "Request",
+    "Response",
+    "TextMessage",
+]
+
+#: ``(host, port)``, the path of a Unix socket, or None where there is no address.
+Address: TypeAlias = tuple[str, int] | str | None
+
+RawHeaders: TypeAlias = list[tuple[bytes, bytes]]
+
+
+def find_header(headers: Sequence[tuple[bytes, bytes]], name: str) -> str | None:
+    """Return the values of a header field joined by ", ", or None if there is none."""
+    key = name.lower().encode("ascii")
+    values = [value.decode("latin-1") for field_name, value in headers if field_name.lower() == key]
+    return ", ".join(values) if values else None
+
+
+@dataclass(frozen=True)
+class Request(_Request):
+    """An opening handshake's request (RFC 6455 section 4.1).
+
+    To wsproto's fields ``host``, ``target``, ``extensions``, ``extra_headers`` and
+    ``subprotocols`` it adds:
+
+    Attributes:
+        method: the HTTP method.
+        headers: every header field as it came, order and duplicates kept.
+        local_address: this side's address.
+        remote_address: the peer's address.
+        secure: whether the connection is encrypted (``wss``).
+        http_version: "1.1", or what an ASGI server reports.
+    """
+
+    method: str = "GET"
+    headers: RawHeaders = field(default_factory=list)
+    local_address: Address = None
+    remote_address: Address = None
+    secure: bool = False
+    http_version: str = "1.1"
+
+    @property
+    def path(self) -> str:
+        """The target without its query, still percent-encoded."""
+        return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> str:
+        """The query of the target, still percent-encoded, "" if there is none."""
+        return self.target.partition("?")[2]
+
+    @property
+    def origin(self) -> str | None:
+        """The Origin header field (RFC 6454 section 7), None if there is none."""
+        return self.header("Origin")
+
+    def header(self, name: str) -> str | None:
+        """Return the values of a header field joined by ", ", or None if there is none."""
+        return find_header(self.headers, name)
+
+
+@dataclass(frozen=True)
+class Response:
+    """The server's answer to the opening handshake.
+
+    Attributes:
+        status: the HTTP status, 101 on an open connection.
+        headers: the header fields as they came, order and duplicates kept.
+    """
+
+    status: int
+    headers: RawHeaders = field(default_factory=list)
+
+    def header(self, name: str) -> str | None:
+        """Return the values of a header field joined by ", ", or None if there is none."""
+        return find_header(self.headers, name)
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A filter's or ``on_http``'s answer: an HTTP response in place of a connection.
+
+    Attributes:
+        status: the HTTP status, 200 to 599.
+        headers: header fields, ``str`` or ``bytes``. Content-Length is added for a body of
+            bytes; a body of unknown length is sent chunked.
+        body: bytes, or an async iterable of bytes.
+
+    Raises:
+        ValueError: the status is none that can end a request.
+    """
+
+    status: int = 403
+    headers: Sequence[tuple[str | bytes, str | bytes]] = ()
+    body: bytes | AsyncIterable[bytes] = b""
+
+    def __post_init__(self) -> None:
+        if not 200 <= self.status <= 599:
+            raise ValueError(f"expected a final HTTP status from 200 to 599, got {self.status}")

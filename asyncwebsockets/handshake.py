@@ -1,0 +1,582 @@
+"""The opening handshake as bytes, without I/O, for both sides (RFC 6455 section 4)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import urlsplit
+
+import h11
+
+from ._grammar import is_token, parse_extension, split_list
+from .errors import InvalidHandshake
+from .events import Request, Response
+
+if TYPE_CHECKING:
+    from wsproto.extensions import Extension
+
+    from .events import AcceptConnection, Address, RawHeaders, Reject
+
+__all__ = ["ClientHandshake", "HeadersLike", "ServerHandshake", "normalize_headers"]
+
+#: Header fields as a user gives them.
+HeadersLike: TypeAlias = (
+    Mapping[str, str]
+    | Mapping[bytes, bytes]
+    | Mapping[str | bytes, str | bytes]
+    | Iterable[tuple[str | bytes, str | bytes]]
+)
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+# The handshake's own fields, which nobody else may set. wsproto's Request names its
+# `extra_headers` as those beside them and Host.
+_OWN_FIELDS = frozenset(
+    (
+        b"connection",
+        b"upgrade",
+        b"sec-websocket-accept",
+        b"sec-websocket-extensions",
+        b"sec-websocket-key",
+        b"sec-websocket-protocol",
+        b"sec-websocket-version",
+    )
+)
+
+# Fields that would put a body where none belongs.
+_BODY_FIELDS = frozenset((b"content-length", b"transfer-encoding"))
+
+
+def normalize_headers(headers: HeadersLike | None) -> RawHeaders:
+    """Return header fields as pairs of bytes.
+
+    Raises:
+        TypeError: a name or value is neither ``str`` nor ``bytes``.
+        ValueError: a name is not a token, or a value has control characters (RFC 9110
+            section 5.5) or characters beyond Latin-1.
+    """
+    if headers is None:
+        return []
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    return [(_field_name(name), _field_value(name, value)) for name, value in pairs]
+
+
+def _as_bytes(value: str | bytes) -> bytes:
+    if isinstance(value, str):
+        return value.encode("latin-1")
+    if isinstance(value, bytes):
+        return value
+    raise TypeError(f"expected a header field of str or bytes, got {value!r}")
+
+
+def _field_name(name: str | bytes) -> bytes:
+    raw = _as_bytes(name)
+    if not is_token(raw.decode("latin-1")):
+        raise ValueError(f"expected a header field name, got {name!r}")
+    return raw
+
+
+def _field_value(name: str | bytes, value: str | bytes) -> bytes:
+    raw = _as_bytes(value)
+    if any(byte < 0x20 and byte != 0x09 or byte == 0x7F for byte in raw):
+        # The value is left out: it may be a secret.
+        raise ValueError(f"the value of header field {name!r} has control characters")
+    return raw.strip(b" \t")
+
+
+def _check_free(headers: RawHeaders, taken: frozenset[bytes]) -> None:
+    for name, _ in headers:
+        if name.lower() in taken:
+            raise ValueError(f"the header field {name.decode()} belongs to the handshake")
+
+
+def _accept_token(key: bytes) -> bytes:
+    # SHA-1 is the protocol's, not for security (RFC 6455 section 10.8).
+    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
+
+
+def _values(headers: RawHeaders, name: bytes) -> list[bytes]:
+    return [value for field, value in headers if field.lower() == name]
+
+
+def _items(headers: RawHeaders, name: bytes) -> list[str]:
+    """Return the items of a list field over all its lines."""
+    return [
+        item for value in _values(headers, name) for item in split_list(value.decode("latin-1"))
+    ]
+
+
+def _has_token(headers: RawHeaders, name: bytes, token: str) -> bool:
+    return any(item.lower() == token for item in _items(headers, name))
+
+
+def _phrase(status: int) -> bytes:
+    try:
+        return HTTPStatus(status).phrase.encode("ascii")
+    except ValueError:
+        return b""
+
+
+class ServerHandshake:
+    """The server's side of one handshake.
+
+    Feed it with :meth:`receive_data` until that returns the request, then write what
+    :meth:`accept` or :meth:`reject` and :meth:`reject_body` return. :attr:`trailing_data` then
+    has the bytes that came after the request.
+
+    Args:
+        max_size: bytes the request may have, None for no limit.
+        local_address, remote_address, secure: what the request is to say of its connection.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_size: int | None,
+        local_address: Address = None,
+        remote_address: Address = None,
+        secure: bool = False,
+    ) -> None:
+        self._connection = h11.Connection(
+            h11.SERVER, max_incomplete_event_size=max_size if max_size is not None else 2**62
+        )
+        self._max_size = max_size
+        self._local_address = local_address
+        self._remote_address = remote_address
+        self._secure = secure
+        self._received = 0
+        self._key = b""
+        self._request: Request | None = None
+        #: Whether the request asks for a WebSocket; if not, it is plain HTTP.
+        self.upgrade = False
+
+    def receive_data(self, data: bytes) -> Request | None:
+        """Take bytes from the client, b"" for the end of its side.
+
+        Returns:
+            The request once it is complete, None before.
+
+        Raises:
+            InvalidHandshake: the request cannot be accepted; its status and headers answer it.
+        """
+        self._received += len(data)
+        try:
+            self._connection.receive_data(data)
+            event = self._connection.next_event()
+        except h11.RemoteProtocolError as exc:
+            status = exc.error_status_hint
+            raise InvalidHandshake(f"malformed HTTP request: {exc}", status) from None
+        if event is h11.NEED_DATA:
+            return None
+        if not isinstance(event, h11.Request):
+            raise InvalidHandshake("the client left before its request was complete")
+        if (
+            self._max_size is not None
+            and self._received - len(self._connection.trailing_data[0]) > self._max_size
+        ):
+            raise InvalidHandshake(f"a request of more than {self._max_size} bytes", 431)
+        self._request = self._read(event)
+        return self._request
+
+    def _read(self, event: h11.Request) -> Request:
+        headers = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items()]
+        method = event.method.decode("ascii")
+        self.upgrade = _has_token(headers, b"upgrade", "websocket")
+        if self.upgrade:
+            if method != "GET":
+                raise InvalidHandshake(
+                    f"expected the method GET, got {method}", 405, [(b"Allow", b"GET")]
+                )
+            self._check_upgrade(event, headers)
+        elif method not in ("GET", "HEAD"):
+            raise InvalidHandshake(
+                f"expected the method GET, got {method}", 405, [(b"Allow", b"GET")]
+            )
+        if any(value.strip() != b"0" for value in _values(headers, b"content-length")) or _values(
+            headers, b"transfer-encoding"
+        ):
+            raise InvalidHandshake("expected a request without a body")
+
+        host = _values(headers, b"host")
+        target = event.target.decode("ascii")
+        authority = host[0].decode("latin-1") if host else ""
+        if "://" in target.partition("?")[0]:
+            # The absolute form, whose authority overrides Host (RFC 9112 section 3.2.2).
+            url = urlsplit(target)
+            authority = url.netloc
+            target = target[len(url.scheme) + 3 + len(url.netloc) :]
+            target = target if target.startswith("/") else f"/{target}"
+        if not target.startswith("/"):
+            raise InvalidHandshake(f"expected a path as the request target, got {target!r}")
+        return Request(
+            host=authority,
+            target=target,
+            extensions=_items(headers, b"sec-websocket-extensions"),
+            extra_headers=[
+                (name.lower(), value)
+                for name, value in headers
+                if name.lower() not in _OWN_FIELDS and name.lower() != b"host"
+            ],
+            subprotocols=_items(headers, b"sec-websocket-protocol"),
+            method=method,
+            headers=headers,
+            local_address=self._local_address,
+            remote_address=self._remote_address,
+            secure=self._secure,
+            http_version=event.http_version.decode("ascii"),
+        )
+
+    def _check_upgrade(self, event: h11.Request, headers: RawHeaders) -> None:
+        """Check what RFC 6455 section 4.2.1 asks of the client."""
+        if event.http_version < b"1.1":
+            raise InvalidHandshake("expected HTTP/1.1, got HTTP/1.0")
+        if not _has_token(headers, b"connection", "upgrade"):
+            raise InvalidHandshake('expected the token "Upgrade" in the Connection header field')
+        versions = _values(headers, b"sec-websocket-version")
+        if len(versions) != 1:
+            raise InvalidHandshake(
+                f"expected one Sec-WebSocket-Version header field, got {len(versions)}"
+            )
+        if versions[0] != b"13":
+            raise InvalidHandshake(
+                f"expected Sec-WebSocket-Version 13, got {versions[0].decode('latin-1')}",
+                426,
+                [(b"Upgrade", b"websocket"), (b"Sec-WebSocket-Version", b"13")],
+            )
+        keys = _values(headers, b"sec-websocket-key")
+        if len(keys) != 1:
+            raise InvalidHandshake(f"expected one Sec-WebSocket-Key header field, got {len(keys)}")
+        self._key = keys[0]
+        try:
+            nonce = base64.b64decode(self._key, validate=True)
+        except binascii.Error:
+            nonce = b""
+        if len(nonce) != 16:
+            raise InvalidHandshake("expected 16 bytes in base64 as Sec-WebSocket-Key")
+        for subprotocol in _items(headers, b"sec-websocket-protocol"):
+            if not is_token(subprotocol):
+                raise InvalidHandshake(f"expected a token as a subprotocol, got {subprotocol!r}")
+        for extension in _items(headers, b"sec-websocket-extensions"):
+            try:
+                parse_extension(extension)
+            except ValueError as exc:
+                raise InvalidHandshake(f"malformed Sec-WebSocket-Extensions: {exc}") from None
+
+    @property
+    def trailing_data(self) -> bytes:
+        """The bytes that came after the request."""
+        return bytes(self._connection.trailing_data[0])
+
+    def accept(
+        self, event: AcceptConnection, extensions: Sequence[Extension]
+    ) -> tuple[bytes, Response, list[Extension]]:
+        """Accept the connection (RFC 6455 section 4.2.2).
+
+        Args:
+            event: the subprotocol and the additional header fields.
+            extensions: what this side can do, each tried on the client's offers.
+
+        Returns:
+            The bytes to send, the response as an object, and the extensions agreed on.
+
+        Raises:
+            ValueError: the subprotocol was not offered, or a header field is not allowed.
+        """
+        request = self._request
+        assert request is not None
+        assert self.upgrade
+        headers = normalize_headers(event.extra_headers)
+        _check_free(headers, _OWN_FIELDS | _BODY_FIELDS)
+        subprotocol = event.subprotocol
+        if subprotocol is not None and subprotocol not in request.subprotocols:
+            raise ValueError(
+                f"expected one of the offered subprotocols {request.subprotocols}, "
+                f"got {subprotocol!r}"
+            )
+        agreed, answers = _negotiate(request, extensions)
+        fields = [
+            (b"Upgrade", b"websocket"),
+            (b"Connection", b"Upgrade"),
+            (b"Sec-WebSocket-Accept", _accept_token(self._key)),
+        ]
+        if subprotocol is not None:
+            fields.append((b"Sec-WebSocket-Protocol", subprotocol.encode("ascii")))
+        if answers:
+            fields.append((b"Sec-WebSocket-Extensions", ", ".join(answers).encode("ascii")))
+        fields += headers
+        # h11 is to see the end of the request before it switches.
+        self._connection.next_event()
+        data = self._connection.send(
+            h11.InformationalResponse(status_code=101, headers=fields, reason=_phrase(101))
+        )
+        assert data is not None
+        return data, Response(101, fields), agreed
+
+    def reject(self, response: Reject) -> bytes:
+        """Return the status line and header fields of a response in place of a connection.
+
+        Raises:
+            ValueError: a header field is not allowed.
+        """
+        headers = normalize_headers(response.headers)
+        names = {name.lower() for name, _ in headers}
+        if isinstance(response.body, bytes) and not names & _BODY_FIELDS:
+            # A response without a body by its status has no length either.
+            if response.status not in (204, 304):
+                headers.append((b"Content-Length", str(len(response.body)).encode("ascii")))
+        if b"date" not in names:
+            headers.append((b"Date", formatdate(usegmt=True).encode("ascii")))
+        if b"connection" not in names:
+            headers.append((b"Connection", b"close"))
+        try:
+            data = self._connection.send(
+                h11.Response(
+                    status_code=response.status, headers=headers, reason=_phrase(response.status)
+                )
+            )
+        except h11.LocalProtocolError as exc:
+            raise ValueError(f"the response cannot be sent: {exc}") from None
+        assert data is not None
+        return data
+
+    def reject_body(self, data: bytes | None) -> bytes:
+        """Return the bytes of a piece of the response's body, None for its end.
+
+        Raises:
+            ValueError: the body is not as long as its Content-Length says.
+        """
+        if self._connection.our_state is not h11.SEND_BODY:
+            return b""
+        bodyless = self._request is not None and self._request.method == "HEAD"
+        try:
+            if data is None:
+                return self._connection.send(h11.EndOfMessage()) or b""
+            return b"" if bodyless else self._connection.send(h11.Data(data=data)) or b""
+        except h11.LocalProtocolError as exc:
+            raise ValueError(f"the response's body cannot be sent: {exc}") from None
+
+
+def _negotiate(
+    request: Request, extensions: Sequence[Extension]
+) -> tuple[list[Extension], list[str]]:
+    """Try each extension on the client's offers, in the client's order (RFC 6455 section 9.1)."""
+    agreed: list[Extension] = []
+    answers: list[str] = []
+    for offer in request.extensions:
+        assert isinstance(offer, str)
+        name, _ = parse_extension(offer)
+        for extension in extensions:
+            if extension.name.lower() != name.lower() or extension in agreed:
+                continue
+            answer = extension.accept(offer)
+            if answer is None or answer is False:
+                continue
+            agreed.append(extension)
+            answers.append(
+                f"{extension.name}; {answer}" if isinstance(answer, str) and answer else name
+            )
+            break
+    return agreed, answers
+
+
+class ClientHandshake:
+    """The client's side of one handshake.
+
+    Send :attr:`request_data`, then feed :meth:`receive_data` until it returns the response.
+
+    Args:
+        host: what the Host header field says, unless `headers` say otherwise.
+        target: the path with its query.
+        headers: additional header fields.
+        subprotocols: what to offer, in order of preference.
+        extensions: what to offer.
+        max_size: bytes the response may have, and bytes kept of the body of one that is not 101.
+
+    Raises:
+        TypeError: a header field is neither ``str`` nor ``bytes``.
+        ValueError: a header field or a subprotocol is not allowed, or the target is no path.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        target: str,
+        headers: HeadersLike | None = None,
+        subprotocols: Sequence[str] | None = None,
+        extensions: Sequence[Extension] = (),
+        max_size: int | None = None,
+    ) -> None:
+        extra = normalize_headers(headers)
+        _check_free(extra, _OWN_FIELDS | _BODY_FIELDS)
+        if isinstance(subprotocols, str):
+            raise TypeError("expected a sequence of subprotocols, got a str")
+        offered = list(subprotocols or ())
+        for subprotocol in offered:
+            if not is_token(subprotocol):
+                raise ValueError(f"expected a token as a subprotocol, got {subprotocol!r}")
+        if len(set(offered)) != len(offered):
+            raise ValueError(f"expected each subprotocol once, got {offered}")
+        if not target.startswith("/") or not target.isascii() or not target.isprintable():
+            raise ValueError(f"expected an absolute path in ASCII as the target, got {target!r}")
+        if " " in target or "#" in target:
+            raise ValueError(f"expected a target without space and fragment, got {target!r}")
+
+        own_host = [value for name, value in extra if name.lower() == b"host"]
+        if len(own_host) > 1:
+            raise ValueError("expected one Host header field at most")
+        extra = [(name, value) for name, value in extra if name.lower() != b"host"]
+        self._extensions = list(extensions)
+        self._key = base64.b64encode(secrets.token_bytes(16))
+        fields: RawHeaders = [
+            (b"Host", own_host[0] if own_host else _as_bytes(host)),
+            (b"Upgrade", b"websocket"),
+            (b"Connection", b"Upgrade"),
+            (b"Sec-WebSocket-Key", self._key),
+            (b"Sec-WebSocket-Version", b"13"),
+        ]
+        if offered:
+            fields.append((b"Sec-WebSocket-Protocol", ", ".join(offered).encode("ascii")))
+        offers = []
+        for extension in self._extensions:
+            offer = extension.offer()
+            if offer is not False:
+                offers.append(
+                    f"{extension.name}; {offer}"
+                    if isinstance(offer, str) and offer
+                    else extension.name
+                )
+        if offers:
+            fields.append((b"Sec-WebSocket-Extensions", ", ".join(offers).encode("ascii")))
+        fields += extra
+        self._max_size = max_size
+        self._connection = h11.Connection(
+            h11.CLIENT, max_incomplete_event_size=max_size if max_size is not None else 2**62
+        )
+        try:
+            data = self._connection.send(
+                h11.Request(method="GET", target=target.encode("ascii"), headers=fields)
+            )
+            assert data is not None
+            self._connection.send(h11.EndOfMessage())
+        except h11.LocalProtocolError as exc:
+            raise ValueError(f"the request cannot be sent: {exc}") from None
+        #: The bytes to send.
+        self.request_data: bytes = data
+        #: The request as an object.
+        self.request = Request(
+            host=fields[0][1].decode("latin-1"),
+            target=target,
+            extensions=offers,
+            extra_headers=[(name.lower(), value) for name, value in extra],
+            subprotocols=offered,
+            headers=fields,
+        )
+        self._received = 0
+        self._response: Response | None = None
+        #: What the server chose.
+        self.subprotocol: str | None = None
+        #: What both sides have agreed on.
+        self.extensions: list[Extension] = []
+        #: The body of a response that is not 101, as far as it came and was kept.
+        self.body = b""
+
+    def receive_data(self, data: bytes) -> Response | None:
+        """Take bytes from the server, b"" for the end of its side.
+
+        Returns:
+            The response once it is complete, its body included if it is not 101.
+
+        Raises:
+            InvalidHandshake: the response is malformed, or a 101 that does not fit the request.
+        """
+        self._received += len(data)
+        try:
+            self._connection.receive_data(data)
+            while True:
+                event = self._connection.next_event()
+                if event is h11.NEED_DATA:
+                    return None
+                if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
+                    self._check_size()
+                    continue
+                if isinstance(event, (h11.InformationalResponse, h11.Response)):
+                    self._check_size()
+                    headers = [(bytes(n), bytes(v)) for n, v in event.headers.raw_items()]
+                    self._response = Response(event.status_code, headers)
+                    if event.status_code == 101:
+                        self._check_switch(headers)
+                        return self._response
+                elif isinstance(event, h11.Data):
+                    self.body += bytes(event.data)
+                    if self._max_size is not None and len(self.body) >= self._max_size:
+                        self.body = self.body[: self._max_size]
+                        return self._response
+                elif isinstance(event, h11.EndOfMessage):
+                    return self._response
+                else:
+                    raise InvalidHandshake("the server closed the connection without a response")
+        except h11.RemoteProtocolError as exc:
+            if self._response is not None:
+                # The status is known; a body that broke off takes nothing from that.
+                return self._response
+            if not data:
+                raise InvalidHandshake(
+                    "the server closed the connection without a response"
+                ) from None
+            raise InvalidHandshake(f"malformed HTTP response: {exc}") from None
+
+    @property
+    def partial_response(self) -> Response | None:
+        """The response whose body is not complete, None before its header fields are."""
+        return self._response
+
+    def _check_size(self) -> None:
+        size = self._received - len(self._connection.trailing_data[0])
+        if self._max_size is not None and size > self._max_size:
+            raise InvalidHandshake(f"a response of more than {self._max_size} bytes")
+
+    def _check_switch(self, headers: RawHeaders) -> None:
+        """Check what RFC 6455 section 4.1 asks of the server."""
+        if not _has_token(headers, b"upgrade", "websocket"):
+            raise InvalidHandshake('expected "websocket" in the Upgrade header field of the 101')
+        if not _has_token(headers, b"connection", "upgrade"):
+            raise InvalidHandshake('expected "Upgrade" in the Connection header field of the 101')
+        if _values(headers, b"sec-websocket-accept") != [_accept_token(self._key)]:
+            raise InvalidHandshake("Sec-WebSocket-Accept does not match the request's key")
+        chosen = _values(headers, b"sec-websocket-protocol")
+        if chosen:
+            subprotocol = chosen[0].decode("latin-1")
+            if len(chosen) > 1 or subprotocol not in self.request.subprotocols:
+                raise InvalidHandshake(
+                    f"expected one of the offered subprotocols {self.request.subprotocols}, "
+                    f"got {', '.join(value.decode('latin-1') for value in chosen)}"
+                )
+            self.subprotocol = subprotocol
+        for answer in _items(headers, b"sec-websocket-extensions"):
+            try:
+                name, _ = parse_extension(answer)
+                extension = next(
+                    e
+                    for e in self._extensions
+                    if e.name.lower() == name.lower() and e not in self.extensions
+                )
+                extension.finalize(answer)
+            except StopIteration:
+                raise InvalidHandshake(
+                    f"the server chose an extension not offered: {answer}"
+                ) from None
+            except ValueError as exc:
+                raise InvalidHandshake(f"the server's extension does not fit: {exc}") from None
+            self.extensions.append(extension)
+
+    @property
+    def trailing_data(self) -> bytes:
+        """The bytes that came after the 101."""
+        return bytes(self._connection.trailing_data[0])

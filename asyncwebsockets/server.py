@@ -1,0 +1,620 @@
+"""Serving connections: on a stream handed in, or on sockets of one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import SocketAttribute, SocketListener
+from anyio.streams.tls import TLSStream
+
+from ._scope import Opened, WebsocketScope
+from ._supervisor import Supervisor
+from .decision import decide
+from .deflate import PerMessageDeflate
+from .errors import HandshakeError, HandshakeTimeout, InvalidHandshake, Rejected
+from .events import AcceptConnection, Reject
+from .handshake import ServerHandshake
+from .settings import Settings
+from .transport import StreamTransport, TransportLost, as_address, linger, make_transport
+from .websocket import check_close
+
+if TYPE_CHECKING:
+    import socket
+    import ssl as _ssl
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from types import EllipsisType
+
+    from anyio.abc import ByteStream, TaskGroup, TaskStatus
+
+    from .events import Address, Request, Response
+    from .transport import Sock, Transport
+    from .websocket import Websocket
+
+    Filter = Callable[[Request], Awaitable[object]]
+    Handler = Callable[[Websocket], Awaitable[object]]
+    OnHttp = Callable[[Request], Awaitable[Reject | None]]
+
+__all__ = ["Server", "create_websocket_server", "open_websocket_server", "serve"]
+
+logger = logging.getLogger("asyncwebsockets")
+
+# The seconds in which an answer is to be written after the handshake ran out of time.
+_LAST_WORDS = 1.0
+
+# Connections beyond the limits that are told so at a time; more are cut without a word.
+_MAX_REFUSALS = 64
+
+# What accept() fails with when the machine is short of something, for a while.
+_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+_UPGRADE_REQUIRED = (
+    (b"Upgrade", b"websocket"),
+    (b"Connection", b"Upgrade, close"),
+    (b"Sec-WebSocket-Version", b"13"),
+)
+
+
+def open_websocket_server(
+    sock: Sock, filter: Filter | None = None, *, settings: Settings | None = None
+) -> WebsocketScope:
+    """Serve the connection of an accepted socket: ``async with open_websocket_server(sock) as ws``.
+
+    Leaving the block closes the connection with 1000, after an exception with 1011. On a
+    cancellation Close is sent only if that needs no waiting.
+
+    Args:
+        sock: an anyio byte stream or a connected socket; the library owns it from here on.
+        filter: an async callback that gets the :class:`Request` and returns True to accept it
+            (with the first subprotocol offered), a ``str`` to accept it with that subprotocol,
+            an ``AcceptConnection``; or False or None (403), a ``RejectConnection``, or a
+            :class:`Reject`.
+        settings: limits and options.
+
+    Returns:
+        An async context manager that gives the :class:`Websocket`. Awaiting it, as in
+        ``async with await open_websocket_server(...)``, gives the manager itself.
+
+    Raises:
+        TypeError: `sock` is none of these, or the filter returned something else.
+        ValueError: the filter chose a subprotocol that was not offered, or header fields that
+            are not allowed. The client gets 500, as for any exception of the filter, which is
+            raised as it is.
+        Rejected: the filter rejected the connection.
+        InvalidHandshake: the client did not send a valid opening handshake.
+        HandshakeTimeout: the handshake, the filter included, took longer than ``open_timeout``.
+        HandshakeError: the client left.
+    """
+    chosen = settings or Settings()
+    return WebsocketScope(lambda: _adopt(sock, filter, chosen))
+
+
+async def create_websocket_server(
+    sock: Sock, filter: Filter | None = None, *, settings: Settings | None = None
+) -> Websocket:
+    """Serve the connection of an accepted socket; you are responsible for closing it.
+
+    Without a scope there is no task in the background: pings are answered and a Close is seen
+    only while a task receives, pings, waits for the end or closes.
+
+    Arguments and errors are those of :func:`open_websocket_server`.
+    """
+    opened = await _adopt(sock, filter, settings or Settings())
+    return opened.websocket(None)
+
+
+async def _adopt(sock: Sock, filter: Filter | None, settings: Settings) -> Opened:
+    transport = await make_transport(sock)
+
+    async def ready() -> Transport:
+        return transport
+
+    return await _Handshaking(ready, filter, settings).run()
+
+
+class _Handshaking:
+    """One opening handshake on the server's side, with whatever answer it gets.
+
+    Args:
+        dial: gives the transport; the time it takes counts.
+        filter: decides, None to accept.
+        settings: limits and options.
+        on_http: answers plain HTTP.
+        refused: answer 503 without looking at the request.
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[], Awaitable[Transport]],
+        filter: Filter | None,
+        settings: Settings,
+        *,
+        on_http: OnHttp | None = None,
+        refused: bool = False,
+    ) -> None:
+        self._dial = dial
+        self._filter = filter
+        self._settings = settings
+        self._on_http = on_http
+        self._refused = refused
+        self._scope = anyio.CancelScope()
+        self._drained = False
+        self._request: Request | None = None
+        # Bytes that came behind the request while the filter ran.
+        self._early = bytearray()
+        self._answering = False
+
+    def drain(self) -> None:
+        """Answer 503, because the server closes."""
+        self._drained = True
+        self._scope.cancel()
+
+    async def run(self) -> Opened:
+        """Shake hands. Unless it returns, the transport is closed in the end."""
+        settings = self._settings
+        transport: Transport | None = None
+        result: Opened | BaseException | None = None
+        try:
+            if settings.open_timeout is not None:
+                self._scope.deadline = anyio.current_time() + settings.open_timeout
+            with self._scope:
+                transport = await self._dial()
+                handshake = ServerHandshake(
+                    max_size=settings.max_handshake_size,
+                    local_address=transport.local_address,
+                    remote_address=transport.remote_address,
+                    secure=transport.secure,
+                )
+                result = await self._attempt(transport, handshake)
+            if result is None:
+                result = self._out_of_time()
+                if transport is not None and not self._answering:
+                    status = result.status if isinstance(result, Rejected) else 408
+                    if self._request is not None:
+                        status = 503
+                    with anyio.move_on_after(_LAST_WORDS):
+                        await self._answer(transport, handshake, Reject(status))
+            if isinstance(result, Opened):
+                return result
+            if transport is not None:
+                await linger(transport, settings.close_timeout)
+            raise result
+        except TransportLost as exc:
+            if transport is not None:
+                await transport.abort()
+            if isinstance(result, BaseException):
+                raise result from None
+            raise HandshakeError(f"the connection was lost in the handshake: {exc}") from exc
+        except BaseException:
+            if transport is not None:
+                await transport.abort()
+            raise
+
+    def _out_of_time(self) -> HandshakeError:
+        if self._drained:
+            return Rejected(503)
+        return HandshakeTimeout(
+            f"the handshake took longer than open_timeout={self._settings.open_timeout:g} s"
+        )
+
+    async def _attempt(
+        self, transport: Transport, handshake: ServerHandshake
+    ) -> Opened | BaseException:
+        """Return the connection, or what is to be raised after the answer was sent."""
+        try:
+            decision = await self._decide(transport, handshake)
+            if isinstance(decision, AcceptConnection):
+                data, response, extensions = handshake.accept(decision, self._extensions(decision))
+                self._answering = True
+                await transport.send(data)
+                return self._opened(transport, handshake, decision, response, extensions)
+            await self._answer(transport, handshake, decision)
+            body = decision.body if isinstance(decision.body, bytes) else b""
+            return Rejected(decision.status, _as_raw(decision), body)
+        except InvalidHandshake as exc:
+            explanation = f"{exc}\n".encode()
+            headers = [*exc.headers, (b"Content-Type", b"text/plain; charset=utf-8")]
+            await self._answer(transport, handshake, Reject(exc.status, headers, explanation))
+            return exc
+        except (TransportLost, HandshakeError):
+            raise
+        except Exception as exc:
+            # The filter's, or that of the body it gave.
+            if not self._answering:
+                await self._answer(transport, handshake, Reject(500))
+            return exc
+
+    def _opened(
+        self,
+        transport: Transport,
+        handshake: ServerHandshake,
+        decision: AcceptConnection,
+        response: Response,
+        extensions: Sequence[Any],
+    ) -> Opened:
+        assert self._request is not None
+        return Opened(
+            transport=transport,
+            role="server",
+            settings=self._settings,
+            request=self._request,
+            response=response,
+            subprotocol=decision.subprotocol,
+            extensions=extensions,
+            trailing_data=handshake.trailing_data + self._early,
+        )
+
+    def _extensions(self, decision: AcceptConnection) -> Sequence[Any]:
+        if decision.extensions:
+            return PerMessageDeflate.replacing(decision.extensions)
+        compression = self._settings.compression
+        return [PerMessageDeflate(compression)] if compression is not None else []
+
+    async def _decide(
+        self, transport: Transport, handshake: ServerHandshake
+    ) -> AcceptConnection | Reject:
+        if self._refused:
+            return Reject(503, [(b"Retry-After", b"1")])
+        request = None
+        while request is None:
+            request = handshake.receive_data(await transport.receive())
+        self._request = request
+        if not handshake.upgrade:
+            answer = await self._on_http(request) if self._on_http is not None else None
+            if answer is not None:
+                return answer
+            if request.method == "HEAD":
+                raise InvalidHandshake("expected the method GET", 405, [(b"Allow", b"GET")])
+            raise InvalidHandshake("expected a WebSocket handshake", 426, _UPGRADE_REQUIRED)
+        if self._filter is None:
+            return decide(True, request)
+        return decide(await self._ask(self._filter, request, transport), request)
+
+    async def _ask(self, filter: Filter, request: Request, transport: Transport) -> object:
+        """Run the filter, unless the client leaves."""
+        result: object = None
+        error: BaseException | None = None
+        done = False
+        limit = self._settings.max_handshake_size
+
+        async def watch() -> None:
+            with contextlib.suppress(TransportLost):
+                while limit is None or len(self._early) < limit:
+                    data = await transport.receive()
+                    if not data:
+                        break
+                    self._early.extend(data)
+                else:
+                    return
+            task_group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as task_group:
+            task_group.start_soon(watch)
+            try:
+                result = await filter(request)
+                done = True
+            except anyio.get_cancelled_exc_class():
+                raise
+            except BaseException as exc:
+                # Raised outside the group, which would wrap it.
+                error = exc
+            task_group.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        if not done:
+            raise TransportLost("the client left while the filter ran")
+        return result
+
+    async def _answer(
+        self, transport: Transport, handshake: ServerHandshake, response: Reject
+    ) -> None:
+        """Send an HTTP response in place of a connection."""
+        head = handshake.reject(response)
+        self._answering = True
+        if isinstance(response.body, bytes):
+            body = handshake.reject_body(response.body) if response.body else b""
+            await transport.send(head + body + handshake.reject_body(None))
+            return
+        await transport.send(head)
+        async for piece in response.body:
+            data = handshake.reject_body(piece)
+            if data:
+                await transport.send(data)
+        end = handshake.reject_body(None)
+        if end:
+            await transport.send(end)
+
+
+def _as_raw(response: Reject) -> list[tuple[bytes, bytes]]:
+    return [
+        (
+            name if isinstance(name, bytes) else name.encode("latin-1"),
+            value if isinstance(value, bytes) else value.encode("latin-1"),
+        )
+        for name, value in response.headers
+    ]
+
+
+class Server:
+    """A running :func:`serve`."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        filter: Filter | None,
+        settings: Settings,
+        ssl: _ssl.SSLContext | None,
+        on_http: OnHttp | None,
+        listeners: Sequence[SocketListener],
+        task_group: TaskGroup,
+    ) -> None:
+        self._handler = handler
+        self._filter = filter
+        self._settings = settings
+        self._ssl = ssl
+        self._on_http = on_http
+        self._listeners = listeners
+        self._task_group = task_group
+        self._supervisor = Supervisor(task_group)
+        self._websockets: set[Websocket] = set()
+        self._handshakes: set[_Handshaking] = set()
+        self._refusals = 0
+        # Connections there are, whatever they are at.
+        self._count = 0
+        self._idle = anyio.Event()
+        self._closing = anyio.Event()
+        self._closed = anyio.Event()
+        self._drain_with = (1012, "", settings.drain_timeout)
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens: ``(host, port)``, or the path of a Unix socket."""
+        return [
+            as_address(listener.extra(SocketAttribute.local_address))
+            for listener in self._listeners
+        ]
+
+    @property
+    def connections(self) -> frozenset[Websocket]:
+        """The open connections."""
+        return frozenset(self._websockets)
+
+    async def close(
+        self, code: int = 1012, reason: str = "", grace: float | None | EllipsisType = ...
+    ) -> None:
+        """Stop serving, and wait until that is done.
+
+        It stops accepting, closes the open connections with `code`, answers 503 to those in
+        their handshake, gives the handlers `grace` seconds to end, and cancels the rest.
+
+        Args:
+            code, reason: as in :meth:`Websocket.close`.
+            grace: seconds, None for no limit; ``drain_timeout`` by default.
+
+        Raises:
+            ValueError: the code may not be sent, or the reason is too long.
+        """
+        code = check_close(code, reason)
+        if not self._closing.is_set():
+            if grace is ...:
+                grace = self._settings.drain_timeout
+            self._drain_with = (code, reason, grace)
+            self._closing.set()
+        await self._closed.wait()
+
+    async def run(self) -> None:
+        """Serve until closed."""
+        tasks = self._task_group
+        try:
+            tasks.start_soon(self._supervisor.run)
+            for listener in self._listeners:
+                tasks.start_soon(self._accept, listener)
+            await self._closing.wait()
+            await self._drain()
+        finally:
+            self._closed.set()
+
+    async def _drain(self) -> None:
+        code, reason, grace = self._drain_with
+        for listener in self._listeners:
+            await listener.aclose()
+        with anyio.move_on_after(grace):
+            for handshake in self._handshakes:
+                handshake.drain()
+            for websocket in self._websockets:
+                self._task_group.start_soon(websocket.close, code, reason)
+            while self._count:
+                self._idle = anyio.Event()
+                await self._idle.wait()
+
+    # Accepting
+
+    async def _accept(self, listener: SocketListener) -> None:
+        while not self._closing.is_set():
+            try:
+                stream = await listener.accept()
+            except anyio.ClosedResourceError:
+                return
+            except (OSError, anyio.BrokenResourceError) as exc:
+                cause = exc if isinstance(exc, OSError) else exc.__cause__
+                if isinstance(cause, OSError) and cause.errno in _SHORTAGES:
+                    logger.warning("cannot accept connections for now: %s", cause)
+                    await anyio.sleep(0.1)
+                else:
+                    logger.debug("a connection was lost before it was accepted: %s", cause)
+                continue
+            self._count += 1
+            if self._over_limit():
+                self._task_group.start_soon(self._refuse, stream)
+            else:
+                handshake = _Handshaking(
+                    self._dialler(stream), self._filter, self._settings, on_http=self._on_http
+                )
+                self._handshakes.add(handshake)
+                self._task_group.start_soon(self._run, handshake)
+
+    def _over_limit(self) -> bool:
+        settings = self._settings
+        handshakes = len(self._handshakes)
+        return (settings.max_handshakes is not None and handshakes >= settings.max_handshakes) or (
+            settings.max_connections is not None
+            and handshakes + len(self._websockets) >= settings.max_connections
+        )
+
+    def _dialler(self, stream: ByteStream) -> Callable[[], Awaitable[Transport]]:
+        async def dial() -> Transport:
+            if self._ssl is None:
+                return StreamTransport(stream)
+            try:
+                return StreamTransport(
+                    await TLSStream.wrap(stream, server_side=True, ssl_context=self._ssl)
+                )
+            except (anyio.BrokenResourceError, anyio.EndOfStream, OSError) as exc:
+                await anyio.aclose_forcefully(stream)
+                raise HandshakeError(f"the TLS handshake failed: {exc}") from exc
+            except BaseException:
+                await anyio.aclose_forcefully(stream)
+                raise
+
+        return dial
+
+    async def _refuse(self, stream: ByteStream) -> None:
+        try:
+            if self._refusals >= _MAX_REFUSALS:
+                await anyio.aclose_forcefully(stream)
+                return
+            self._refusals += 1
+            try:
+                await _Handshaking(self._dialler(stream), None, self._settings, refused=True).run()
+            except HandshakeError as exc:
+                logger.debug("a connection was refused, there are too many: %s", exc)
+            finally:
+                self._refusals -= 1
+        finally:
+            self._gone()
+
+    # Running
+
+    async def _run(self, handshake: _Handshaking) -> None:
+        try:
+            try:
+                opened = await handshake.run()
+            except HandshakeError as exc:
+                logger.debug("a handshake came to nothing: %s", exc)
+                return
+            except Exception:
+                logger.exception("the filter failed; the client got status 500")
+                return
+            finally:
+                self._handshakes.discard(handshake)
+            websocket = opened.websocket(self._supervisor)
+            self._websockets.add(websocket)
+            try:
+                await self._handle(websocket)
+            finally:
+                self._websockets.discard(websocket)
+        finally:
+            self._gone()
+
+    async def _handle(self, websocket: Websocket) -> None:
+        if self._closing.is_set():
+            await websocket.close(*self._drain_with[:2])
+            return
+        try:
+            async with websocket:
+                await self._handler(websocket)
+        except Exception as exc:
+            if websocket.is_end(exc):
+                logger.debug("the handler of %r ended with the connection: %s", websocket, exc)
+            else:
+                logger.exception("the handler of %r failed", websocket)
+
+    def _gone(self) -> None:
+        self._count -= 1
+        if not self._count:
+            self._idle.set()
+
+
+async def serve(
+    handler: Handler,
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    filter: Filter | None = None,
+    ssl: _ssl.SSLContext | None = None,
+    uds: str | os.PathLike[str] | None = None,
+    sockets: Iterable[socket.socket] | None = None,
+    settings: Settings | None = None,
+    on_http: OnHttp | None = None,
+    task_status: TaskStatus[Server] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listen, and run ``handler(websocket)`` for each connection, until closed or cancelled.
+
+    A connection is closed with 1000 when its handler returns. An exception of a handler is
+    logged and closes that connection with 1011; the connection's own ``ConnectionClosed`` is
+    its normal end. A cancellation of `serve` cancels the handlers.
+
+    Args:
+        handler: an async function that gets the :class:`Websocket`.
+        host: where to listen, all interfaces by default.
+        port: 0 lets the system choose.
+        filter: as in :func:`open_websocket_server`; an exception of it is logged.
+        ssl: a context with the server's certificate, for ``wss``.
+        uds: the path of a Unix socket, in place of host and port.
+        sockets: listening sockets, in place of host and port; they are closed in the end.
+        settings: limits and options.
+        on_http: an async function that answers plain HTTP (GET and HEAD), for health checks: it
+            gets the :class:`Request` and returns a :class:`Reject`, of status 200 if you like,
+            or None for the usual 426.
+        task_status: ``await task_group.start(serve, ...)`` returns the :class:`Server`.
+
+    Raises:
+        OSError: it cannot listen there.
+        ValueError: not exactly one of `port`, `uds` and `sockets` was given.
+    """
+    if sum(given is not None for given in (port, uds, sockets)) != 1:
+        raise ValueError("expected exactly one of port, uds and sockets")
+    if host is not None and port is None:
+        raise ValueError("expected a port with the host")
+    listeners = await _listen(host, port, uds, sockets)
+    try:
+        async with anyio.create_task_group() as task_group:
+            server = Server(
+                handler, filter, settings or Settings(), ssl, on_http, listeners, task_group
+            )
+            task_status.started(server)
+            await server.run()
+            task_group.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            for listener in listeners:
+                await listener.aclose()
+            if uds is not None:
+                _unlink(uds)
+
+
+async def _listen(
+    host: str | None,
+    port: int | None,
+    uds: str | os.PathLike[str] | None,
+    sockets: Iterable[socket.socket] | None,
+) -> list[SocketListener]:
+    if uds is not None:
+        return [await anyio.create_unix_listener(uds)]
+    if sockets is not None:
+        return [await SocketListener.from_socket(sock) for sock in sockets]
+    assert port is not None
+    multi = await anyio.create_tcp_listener(local_host=host, local_port=port)
+    return [listener for listener in multi.listeners if isinstance(listener, SocketListener)]
+
+
+def _unlink(path: str | os.PathLike[str]) -> None:
+    """Remove the Unix socket's file, unless it was replaced by something else."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)

@@ -1,0 +1,274 @@
+"""The byte pipe below a connection, and its adapter for anyio's streams."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+from anyio.abc import ByteStream, ObjectStream, SocketAttribute, SocketStream, UNIXSocketStream
+from anyio.streams.tls import TLSAttribute
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .events import Address
+
+__all__ = ["StreamTransport", "Transport", "TransportLost", "make_transport"]
+
+#: What may be handed to `open_websocket_client`, `create_websocket_server` and their kin.
+Sock: TypeAlias = "ByteStream | ObjectStream[bytes] | socket.socket"
+
+# How long a peer may be silent before a connection that cannot be half-closed is cut.
+IDLE_DRAIN = 1.0
+
+# The largest piece handed to a stream at once, so that progress on a slow link shows.
+_MAX_PIECE = 256 * 1024
+
+
+class TransportLost(Exception):
+    """The pipe is broken: nothing more can be sent or received."""
+
+
+class Transport(ABC):
+    """A byte pipe with two ends that close on their own.
+
+    `receive` and `send` are each called by one task at a time. Both are checkpoints.
+    """
+
+    #: Counts the pieces that went out, so that progress can be told from a stall.
+    pieces_sent: int = 0
+
+    @abstractmethod
+    async def receive(self) -> bytes:
+        """Return the next bytes, b"" at the end. Cancelling it loses nothing.
+
+        Raises:
+            TransportLost: the pipe broke or was closed on this side.
+        """
+
+    @abstractmethod
+    async def send(self, data: bytes) -> None:
+        """Send all bytes. After a cancellation it is unknown how many went out.
+
+        Raises:
+            TransportLost: the pipe broke or was closed on this side.
+        """
+
+    @abstractmethod
+    async def send_eof(self) -> bool:
+        """End this side's sending; False if the pipe cannot close one direction only."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close the pipe, politely (TLS sends its close_notify). It never raises but to cancel."""
+
+    @abstractmethod
+    async def abort(self) -> None:
+        """Close the pipe at once, whatever is under way; it does not wait and never raises."""
+
+    @property
+    @abstractmethod
+    def secure(self) -> bool:
+        """Whether TLS is on it."""
+
+    @property
+    @abstractmethod
+    def local_address(self) -> Address:
+        """This side's address."""
+
+    @property
+    @abstractmethod
+    def remote_address(self) -> Address:
+        """The peer's address."""
+
+    @abstractmethod
+    def extra(self, attribute: Any, default: object = ...) -> Any:
+        """Return a typed attribute of the stream below (anyio's ``extra``).
+
+        Raises:
+            anyio.TypedAttributeLookupError: there is none and no default was given.
+        """
+
+
+async def linger(transport: Transport, timeout: float | None) -> None:
+    """Close a pipe so that the peer can still read what was sent (RFC 6455 section 7.1.1).
+
+    Closing a socket with unread input makes the kernel send a reset, which may destroy
+    what the peer has not read yet: so this side's half is closed first and the rest is read
+    and dropped, for `timeout` seconds at most.
+    """
+    try:
+        with anyio.move_on_after(timeout):
+            half_closed = await transport.send_eof()
+            await drain(transport, None if half_closed else IDLE_DRAIN)
+            await transport.aclose()
+    except TransportLost:
+        return
+    finally:
+        await transport.abort()
+
+
+async def drain(transport: Transport, idle: float | None) -> None:
+    """Read and drop until the end, or until nothing came for `idle` seconds."""
+    with contextlib.suppress(TransportLost):
+        data = b"..."
+        while data:
+            data = b""
+            with anyio.move_on_after(idle):
+                data = await transport.receive()
+
+
+class StreamTransport(Transport):
+    """The pipe over any anyio byte stream.
+
+    Args:
+        stream: it is owned by the pipe from here on.
+    """
+
+    def __init__(self, stream: ByteStream | ObjectStream[bytes]) -> None:
+        self._stream = stream
+        self._closed = False
+        raw = stream.extra(SocketAttribute.raw_socket, None)
+        # Closing an in-memory stream does not wake the task that waits in it.
+        self._wakes = raw is not None
+        self._waiting: set[anyio.CancelScope] = set()
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def _call(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Call the stream, its errors mapped."""
+        if self._closed:
+            raise TransportLost("the connection was closed on this side")
+        try:
+            if self._wakes:
+                return await function(*args)
+            with anyio.CancelScope() as scope:
+                self._waiting.add(scope)
+                try:
+                    return await function(*args)
+                finally:
+                    self._waiting.discard(scope)
+        except anyio.EndOfStream:
+            return b""
+        except anyio.ClosedResourceError:
+            raise TransportLost("the connection was closed on this side") from None
+        except (anyio.BrokenResourceError, OSError) as exc:
+            # ssl.SSLError is an OSError.
+            raise TransportLost(_describe(exc)) from exc
+        raise TransportLost("the connection was closed on this side")
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, b"" at the end."""
+        data = await self._call(self._stream.receive)
+        assert isinstance(data, bytes)
+        return data
+
+    async def send(self, data: bytes) -> None:
+        """Send all bytes."""
+        if len(data) <= _MAX_PIECE:
+            await self._call(self._stream.send, data)
+            self.pieces_sent += 1
+            return
+        for start in range(0, len(data), _MAX_PIECE):
+            await self._call(self._stream.send, data[start : start + _MAX_PIECE])
+            self.pieces_sent += 1
+
+    async def send_eof(self) -> bool:
+        """End this side's sending; False on TLS."""
+        try:
+            await self._call(self._stream.send_eof)
+        except NotImplementedError:
+            return False
+        return True
+
+    async def aclose(self) -> None:
+        """Close the pipe, with TLS's close_notify."""
+        if self._closed:
+            return
+        try:
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream, OSError):
+                await self._stream.aclose()
+        finally:
+            self._mark_closed()
+
+    async def abort(self) -> None:
+        """Close the pipe at once."""
+        if self._closed:
+            return
+        self._mark_closed()
+        with (
+            anyio.CancelScope(shield=True),
+            contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream, OSError),
+        ):
+            await anyio.aclose_forcefully(self._stream)
+
+    def _mark_closed(self) -> None:
+        self._closed = True
+        for scope in self._waiting:
+            scope.cancel()
+
+    @property
+    def secure(self) -> bool:
+        """Whether the stream, or the one below it, is a TLS stream."""
+        return self._stream.extra(TLSAttribute.ssl_object, None) is not None
+
+    @property
+    def local_address(self) -> Address:
+        """This side's address."""
+        return as_address(self._stream.extra(SocketAttribute.local_address, None))
+
+    @property
+    def remote_address(self) -> Address:
+        """The peer's address."""
+        return as_address(self._stream.extra(SocketAttribute.remote_address, None))
+
+    def extra(self, attribute: Any, default: object = ...) -> Any:
+        """Return a typed attribute of the stream."""
+        return (
+            self._stream.extra(attribute)
+            if default is ...
+            else self._stream.extra(attribute, default)
+        )
+
+
+def _describe(exc: BaseException) -> str:
+    cause = exc.__cause__ or exc
+    return f"the connection broke: {str(cause) or type(cause).__name__}"
+
+
+def as_address(value: Any) -> Address:
+    """Return what a socket says of its address as an `Address`."""
+    if isinstance(value, tuple):
+        # IPv6 addresses have a flow label and a scope behind host and port.
+        return (str(value[0]), int(value[1]))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return value if isinstance(value, str) else None
+
+
+async def make_transport(sock: Sock) -> Transport:
+    """Return the pipe for what a user handed in: the one place where it is chosen.
+
+    Raises:
+        TypeError: it is not a byte stream or a connected stream socket without TLS.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        raise TypeError(
+            "expected a socket without TLS, got an SSLSocket: wrap the stream in "
+            "anyio.streams.tls.TLSStream instead"
+        )
+    if isinstance(sock, socket.socket):
+        if sock.type != socket.SOCK_STREAM:
+            raise TypeError(f"expected a stream socket, got one of type {sock.type!r}")
+        sock.setblocking(False)
+        if sock.family == getattr(socket, "AF_UNIX", None):
+            return StreamTransport(await UNIXSocketStream.from_socket(sock))
+        return StreamTransport(await SocketStream.from_socket(sock))
+    if isinstance(sock, (ByteStream, ObjectStream)):
+        return StreamTransport(sock)
+    raise TypeError(f"expected an anyio byte stream or a socket, got {sock!r}")

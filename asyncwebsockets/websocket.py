@@ -1,0 +1,565 @@
+"""`Websocket`: the object users hold, whatever carries the connection."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint_if_cancelled
+from wsproto.connection import ConnectionState
+
+from ._pace import Pace
+from .channel import size_of
+from .codec import is_close_code
+from .errors import (
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedLocally,
+    ConnectionClosedOK,
+    UnexpectedMessage,
+)
+from .events import BytesMessage, Event, Message, TextMessage
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from types import TracebackType
+
+    from wsproto.extensions import Extension
+
+    from .channel import Channel
+    from .events import Address, Request, Response
+
+__all__ = ["MessageStream", "MessageWriter", "Websocket"]
+
+#: What can be sent as one message or piece.
+Data: TypeAlias = "str | bytes | bytearray | memoryview[Any]"
+
+# They say how a connection ended and are not sent (RFC 6455 section 7.4.1).
+_UNSENDABLE_CODES = (1005, 1006, 1015)
+
+
+def check_close(code: int, reason: str) -> int:
+    """Return the close code to send for the one given.
+
+    Raises:
+        ValueError: the code may not be sent, or the reason has over 123 bytes in UTF-8.
+    """
+    if code in _UNSENDABLE_CODES:
+        code = 1000
+    if not is_close_code(code):
+        raise ValueError(
+            f"expected a close code of RFC 6455, IANA's registry or 3000 to 4999, got {code}"
+        )
+    size = len(reason.encode())
+    if size > 123:
+        raise ValueError(f"expected a reason of at most 123 bytes in UTF-8, got {size}")
+    return code
+
+
+class Websocket:
+    """An open WebSocket connection, of a client or a server.
+
+    Iterate over it for its events; send with :meth:`send`; end it with :meth:`close`. Any
+    number of tasks may send, one at a time may receive.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        # The pieces of a message whose end has not been received yet, and their size.
+        self._pieces: list[Any] = []
+        self._size = 0
+        self._streaming = False
+        # Whether the pieces still to come belong to a message that was left half read.
+        self._skipping = False
+        # The task that has begun a fragmented message, its kind, and the event of its end.
+        self._owner: int | None = None
+        self._fragments: type[TextMessage | BytesMessage] | None = None
+        self._released = anyio.Event()
+        self._pace = Pace()
+        channel.on_end = self._release
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.request.target} {self.state.name}>"
+
+    # What it is
+
+    @property
+    def request(self) -> Request:
+        """The opening handshake's request."""
+        return self._channel.request
+
+    @property
+    def response(self) -> Response:
+        """The server's answer to it: status and header fields of the 101."""
+        return self._channel.response
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol agreed on (RFC 6455 section 1.9), None for none."""
+        return self._channel.subprotocol
+
+    @property
+    def extensions(self) -> Sequence[Extension]:
+        """The extensions agreed on (RFC 6455 section 9)."""
+        return self._channel.extensions
+
+    @property
+    def local_address(self) -> Address:
+        """This side's address."""
+        return self._channel.local_address
+
+    @property
+    def remote_address(self) -> Address:
+        """The peer's address."""
+        return self._channel.remote_address
+
+    @property
+    def raw_socket(self) -> socket.socket:
+        """The socket below; for options, not to read, write or close.
+
+        Raises:
+            anyio.TypedAttributeLookupError: there is no socket below.
+        """
+        sock: socket.socket = self._channel.extra(SocketAttribute.raw_socket)
+        return sock
+
+    def extra(self, attribute: Any, default: object = ...) -> Any:
+        """Return a typed attribute of the stream below, such as anyio's ``TLSAttribute``.
+
+        Raises:
+            anyio.TypedAttributeLookupError: there is none and no default was given.
+        """
+        return self._channel.extra(attribute, default)
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where the connection stands: OPEN, one of the CLOSING, or CLOSED."""
+        return self._channel.state
+
+    @property
+    def close_code(self) -> int | None:
+        """How the connection ended, None while it is open (RFC 6455 section 7.1.5).
+
+        The code of the peer's Close, 1005 if that had none, 1006 if none came, or the code this
+        side has failed the connection with.
+        """
+        return self._channel.close_code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The reason of the peer's Close, or what went wrong; None while it is open."""
+        return self._channel.close_reason
+
+    @property
+    def latency(self) -> float | None:
+        """The round trip in seconds of the last answered ping, None before the first."""
+        return self._channel.latency
+
+    # Receiving
+
+    def __aiter__(self) -> Websocket:
+        return self
+
+    async def __anext__(self) -> Event:
+        try:
+            return await self.receive()
+        except ConnectionClosedOK:
+            raise StopAsyncIteration from None
+        except ConnectionClosedLocally:
+            await self._channel.wait_closed()
+            failure = self._channel.failure
+            if failure is not None:
+                raise self._error(failure.code, failure.reason) from None
+            raise StopAsyncIteration from None
+
+    async def receive(self) -> Event:
+        """Return the next event: a whole message, a ping (already answered) or a pong.
+
+        Raises:
+            ConnectionClosedOK: a closing handshake has taken place.
+            ConnectionClosedError: the connection was lost or failed; its code says how. A
+                message over ``max_message_size`` fails it with 1009.
+            ConnectionClosedLocally: this side has closed the connection.
+            anyio.BusyResourceError: another task is receiving.
+        """
+        if self._streaming:
+            raise anyio.BusyResourceError("receiving from")
+        while True:
+            event = await self._next_piece()
+            if not isinstance(event, Message):
+                return event
+            size = self._size + size_of(event)
+            limit = self._channel.settings.max_message_size
+            if limit is not None:
+                coming = 0 if event.frame_finished else self._channel.announced
+                if size + coming > limit:
+                    await self._refuse(size + coming, limit)
+            if event.message_finished and not self._pieces:
+                return event if event.frame_finished else type(event)(event.data)
+            self._size = size
+            if event.data:
+                self._pieces.append(event.data)
+            if event.message_finished:
+                pieces = self._pieces
+                self._drop_pieces()
+                if isinstance(event, TextMessage):
+                    return TextMessage("".join(pieces))
+                return BytesMessage(b"".join(pieces))
+
+    async def _next_piece(self) -> Event:
+        """Return the channel's next event, what is to be skipped left out."""
+        while True:
+            event = await self._channel.receive()
+            if not self._skipping or not isinstance(event, Message):
+                return event
+            self._skipping = not event.message_finished
+
+    def _drop_pieces(self) -> None:
+        self._pieces = []
+        self._size = 0
+
+    async def _refuse(self, size: int, limit: int) -> None:
+        self._drop_pieces()
+        reason = f"a message of {size} bytes or more, the limit is {limit}"
+        await self._channel.fail(1009, reason)
+        raise self._error(1009, reason)
+
+    def _error(self, code: int, reason: str) -> ConnectionClosedError:
+        return ConnectionClosedError(code, reason, self._channel)
+
+    async def _receive_message(self) -> Message[Any]:
+        while True:
+            event = await self.receive()
+            if isinstance(event, Message):
+                return event
+
+    async def receive_text(self) -> str:
+        """Return the next message, which is to be text; pings and pongs are skipped.
+
+        Raises:
+            UnexpectedMessage: a binary message came.
+            ConnectionClosed, anyio.BusyResourceError: as :meth:`receive`.
+        """
+        return _expect_text(await self._receive_message())
+
+    async def receive_bytes(self) -> bytes:
+        """Return the next message, which is to be binary; pings and pongs are skipped.
+
+        Raises:
+            UnexpectedMessage: a text message came.
+            ConnectionClosed, anyio.BusyResourceError: as :meth:`receive`.
+        """
+        return _expect_bytes(await self._receive_message())
+
+    async def receive_json(self) -> Any:
+        """Return the next message, text or binary, parsed as JSON (RFC 8259).
+
+        Raises:
+            ValueError: the message is not JSON.
+            ConnectionClosed, anyio.BusyResourceError: as :meth:`receive`.
+        """
+        return json.loads((await self._receive_message()).data)
+
+    async def iter_text(self) -> AsyncIterator[str]:
+        """Iterate over the messages, each of which is to be text; ends as ``async for`` does.
+
+        Raises:
+            UnexpectedMessage: a binary message came.
+            ConnectionClosedError, anyio.BusyResourceError: as :meth:`receive`.
+        """
+        async for event in self:
+            if isinstance(event, Message):
+                yield _expect_text(event)
+
+    async def iter_bytes(self) -> AsyncIterator[bytes]:
+        """Iterate over the messages, each of which is to be binary; ends as ``async for`` does.
+
+        Raises:
+            UnexpectedMessage: a text message came.
+            ConnectionClosedError, anyio.BusyResourceError: as :meth:`receive`.
+        """
+        async for event in self:
+            if isinstance(event, Message):
+                yield _expect_bytes(event)
+
+    @asynccontextmanager
+    async def receive_stream(self) -> AsyncGenerator[MessageStream, None]:
+        """Receive one message in bounded pieces, without a limit to its size.
+
+        ``async with ws.receive_stream() as pieces: async for piece in pieces: ...``. What is
+        left of the message when the block is left is dropped by the next call that receives.
+
+        Raises:
+            anyio.BusyResourceError: another task is receiving.
+        """
+        if self._streaming:
+            raise anyio.BusyResourceError("receiving from")
+        self._streaming = True
+        stream = MessageStream(self)
+        try:
+            yield stream
+        finally:
+            self._streaming = False
+            stream.closed = True
+            # What was handed out is not handed out again, and the rest is no message.
+            self._skipping = stream.begun and not stream.finished
+            if self._skipping:
+                self._drop_pieces()
+
+    async def next_piece(self, stream: MessageStream) -> str | bytes | None:
+        """Return the next piece for a stream, None at the end of its message."""
+        piece: str | bytes
+        if self._pieces:
+            # They were collected by a `receive` that was cancelled.
+            piece = self._pieces.pop(0)
+            return piece
+        while not stream.finished:
+            try:
+                event = await self._next_piece()
+            except ConnectionClosedOK as exc:
+                if not stream.begun:
+                    raise
+                raise self._error(exc.code, "the connection ended before the message did") from None
+            if isinstance(event, Message):
+                stream.finished = event.message_finished
+                if event.data:
+                    piece = event.data
+                    return piece
+        return None
+
+    # Sending
+
+    async def send(self, data: Data, final: bool = True) -> None:
+        """Send a message, or with ``final=False`` a fragment of one (RFC 6455 section 5.4).
+
+        Several tasks may send. The task that sent a fragment owns the message until it has
+        sent the final one, and others wait. It waits while the peer does not read.
+
+        Args:
+            data: ``str`` for text; ``bytes``, ``bytearray`` or ``memoryview`` for binary.
+            final: whether it ends the message.
+
+        Raises:
+            TypeError: the data is none of these, or of the other kind than the message begun.
+            ValueError: the text cannot be expressed in UTF-8 (a lone surrogate).
+            ConnectionClosedError: the connection is gone.
+            ConnectionClosedLocally: this side has closed the connection.
+        """
+        kind, payload = _check_data(data)
+        await self._pace.step(len(payload))
+        if self._owner is None and final:
+            await self._channel.send(kind(payload))
+        else:
+            await self._send_fragment(kind, payload, final)
+
+    async def _send_fragment(
+        self, kind: type[TextMessage | BytesMessage], payload: Any, final: bool
+    ) -> None:
+        task = anyio.get_current_task().id
+        while self._owner not in (None, task) and self.state is ConnectionState.OPEN:
+            await self._released.wait()
+        if self._fragments is not None and self._fragments is not kind:
+            raise TypeError(
+                f"expected more of the {_name(self._fragments)} message begun, "
+                f"got {_name(kind)} data"
+            )
+        before = self._owner, self._fragments
+        # The channel takes the event before it waits: a cancellation then leaves the message
+        # in order, begun or finished.
+        if final:
+            self._release()
+        else:
+            self._owner, self._fragments = task, kind
+        try:
+            await self._channel.send(kind(payload, final, final))
+        except ValueError:
+            self._owner, self._fragments = before
+            raise
+
+    def _release(self) -> None:
+        """Let others send."""
+        self._owner = self._fragments = None
+        released, self._released = self._released, anyio.Event()
+        released.set()
+
+    async def send_json(self, data: Any) -> None:
+        """Send a value as JSON in a text message.
+
+        Raises:
+            TypeError, ValueError: the value has no JSON form (NaN and infinities have none).
+            ConnectionClosed: as :meth:`send`.
+        """
+        await self.send(json.dumps(data, allow_nan=False, separators=(",", ":")))
+
+    @asynccontextmanager
+    async def message(self) -> AsyncGenerator[MessageWriter, None]:
+        """Send one message in pieces: ``async with ws.message() as m: await m.send(piece)``.
+
+        Other tasks that send wait until it is left. Left by an exception, the message cannot
+        be finished, and so the connection is failed with 1011; before its first piece, nothing
+        happens.
+
+        Raises:
+            ConnectionClosed: as :meth:`send`.
+        """
+        writer = MessageWriter(self)
+        try:
+            yield writer
+        except BaseException:
+            if writer.kind is not None:
+                await self._channel.abort(1011)
+            raise
+        if writer.kind is not None:
+            await self.send(writer.kind())
+
+    async def ping(self, payload: bytes | str | None = None) -> float:
+        """Send a ping, wait for its pong, and return the seconds between (RFC 6455 section 5.5.2).
+
+        Args:
+            payload: at most 125 bytes; random ones by default.
+
+        Raises:
+            ValueError: the payload is too long.
+            ConnectionClosed: the connection has ended.
+            UnsupportedOperation: the carrier has no pings.
+        """
+        if isinstance(payload, str):
+            payload = payload.encode()
+        if payload is not None and len(payload) > 125:
+            raise ValueError(f"expected a ping payload of at most 125 bytes, got {len(payload)}")
+        await self._pace.step(0)
+        return await self._channel.ping(payload)
+
+    # Ending
+
+    async def close(self, code: int = 1006, reason: str = "Connection closed") -> None:
+        """Close the connection: closing handshake, then TCP (RFC 6455 section 7.1).
+
+        Sends Close, drops what comes until the peer's Close, at most ``close_timeout`` seconds
+        long. Calling it again is harmless. Cancelling it aborts the connection.
+
+        Args:
+            code: 1005, 1006 and 1015 may not be sent and go out as 1000; so the default does.
+            reason: at most 123 bytes in UTF-8.
+
+        Raises:
+            ValueError: the code is none that may be sent, or the reason is too long.
+        """
+        code = check_close(code, reason)
+        await checkpoint_if_cancelled()
+        await self._channel.close(code, reason)
+
+    async def abort(self) -> None:
+        """End the connection at once, without a closing handshake."""
+        await self._channel.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended, for handlers that only send."""
+        await self._channel.wait_closed()
+
+    def is_end(self, exc: BaseException) -> bool:
+        """Whether an exception, or every leaf of a group, only says that this connection ended."""
+        if isinstance(exc, BaseExceptionGroup):
+            return all(self.is_end(leaf) for leaf in exc.exceptions)
+        return isinstance(exc, ConnectionClosed) and exc.source is self._channel
+
+    async def __aenter__(self) -> Websocket:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the connection: 1000 without an exception, 1011 with one.
+
+        With a cancellation, Close goes out only if that needs no waiting.
+        """
+        if exc is None:
+            await self.close(1000, "")
+        elif isinstance(exc, Exception):
+            await self.close(1011, "")
+        else:
+            await self._channel.abort(1001)
+
+
+class MessageStream:
+    """The pieces of one message, as they come: ``str`` or ``bytes``, each bounded."""
+
+    def __init__(self, websocket: Websocket) -> None:
+        self._websocket = websocket
+        #: Whether a piece was handed out.
+        self.begun = False
+        #: Whether the message's last piece has come.
+        self.finished = False
+        #: Whether the block around it was left.
+        self.closed = False
+
+    def __aiter__(self) -> MessageStream:
+        return self
+
+    async def __anext__(self) -> str | bytes:
+        if self.closed:
+            raise anyio.ClosedResourceError
+        piece = await self._websocket.next_piece(self)
+        if piece is None:
+            raise StopAsyncIteration
+        self.begun = True
+        return piece
+
+
+class MessageWriter:
+    """Sends one message in pieces."""
+
+    def __init__(self, websocket: Websocket) -> None:
+        self._websocket = websocket
+        self.kind: type[str] | type[bytes] | None = None
+
+    async def send(self, data: Data) -> None:
+        """Send a piece of the message.
+
+        Raises:
+            TypeError: the data is of the other kind than the pieces before.
+            ConnectionClosed: as :meth:`Websocket.send`.
+        """
+        kind, _ = _check_data(data)
+        if self.kind is None:
+            self.kind = str if kind is TextMessage else bytes
+        await self._websocket.send(data, final=False)
+
+
+def _check_data(data: Data) -> tuple[type[TextMessage | BytesMessage], Any]:
+    if isinstance(data, str):
+        return TextMessage, data
+    if isinstance(data, bytes):
+        return BytesMessage, data
+    if isinstance(data, (bytearray, memoryview)):
+        return BytesMessage, bytes(data)
+    raise TypeError(
+        f"expected str, bytes, bytearray or memoryview to send, got {type(data).__name__}"
+    )
+
+
+def _name(kind: type[TextMessage | BytesMessage]) -> str:
+    return "text" if kind is TextMessage else "binary"
+
+
+def _expect_text(event: Message[Any]) -> str:
+    if not isinstance(event, TextMessage):
+        raise UnexpectedMessage("text", event.data)
+    return event.data
+
+
+def _expect_bytes(event: Message[Any]) -> bytes:
+    if not isinstance(event, BytesMessage):
+        raise UnexpectedMessage("binary", event.data)
+    return bytes(event.data)
