@@ -1,0 +1,68 @@
+# A fresh machine needs only Python: each target makes the virtual environment it runs in.
+
+PYTHON ?= python3
+VENV := .venv
+AUTOBAHN_ENV := .autobahn
+BIN := $(VENV)/bin
+PACKAGES := $(wildcard asyncwebsockets asgi_bridge)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format types conformance conformance-all clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+# pip's own installer of dependency groups is newer than the pip of most Pythons.
+$(VENV)/.runtime: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --group test --group lint
+	@touch $@
+
+venv: $(VENV)/.tools ## create .venv with everything for development
+
+demo: $(VENV)/.runtime ## serve a page to try the library with (DEMO_SECONDS=5: that long)
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/.tools ## run the tests (PYTEST_ARGS="-k name") and report branch coverage
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	@$(BIN)/coverage report
+
+lint: $(VENV)/.tools ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.tools ## repair what lint can repair
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/.tools ## check types, and that users get them
+	$(BIN)/mypy $(PACKAGES) $(wildcard examples) tests .ci
+	for package in $(PACKAGES); do \
+		$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes $$package --ignoreexternal \
+			|| exit; \
+	done
+
+ifeq ($(AUTOBAHN),skip)
+conformance conformance-all:
+	@echo "Autobahn: skipped, as AUTOBAHN=skip says."
+else
+$(AUTOBAHN_ENV)/.installed: tests/autobahn/install.sh tests/autobahn/requirements.txt
+	PYTHON="$(PYTHON)" tests/autobahn/install.sh $(AUTOBAHN_ENV)
+	@touch $@
+
+conformance: $(VENV)/.tools $(AUTOBAHN_ENV)/.installed ## run Autobahn, one backend a role
+	$(BIN)/python tests/autobahn/run.py server-asyncio client-trio
+
+conformance-all: $(VENV)/.tools $(AUTOBAHN_ENV)/.installed ## run all of Autobahn, write results.md
+	$(BIN)/python tests/autobahn/run.py
+endif
+
+clean: ## remove everything that was made
+	rm -rf $(VENV) $(AUTOBAHN_ENV) build dist *.egg-info .coverage test-results.xml \
+		.hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
