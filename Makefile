@@ -40,11 +40,12 @@ format: $(VENV)/.tools ## repair what lint can repair
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# pyright looks for packages on PYTHONPATH, but not in an editable install.
 types: $(VENV)/.tools ## check types, and that users get them
 	$(BIN)/mypy $(PACKAGES) $(wildcard examples) tests .ci
 	for package in $(PACKAGES); do \
-		$(BIN)/pyright --pythonpath $(BIN)/python --verifytypes $$package --ignoreexternal \
-			|| exit; \
+		PYTHONPATH="$(CURDIR)" $(BIN)/pyright --pythonpath "$(CURDIR)/$(BIN)/python" \
+			--verifytypes $$package --ignoreexternal || exit; \
 	done
 
 ifeq ($(AUTOBAHN),skip)
