@@ -21,7 +21,7 @@ __all__ = ["Supervised", "Supervisor"]
 logger = logging.getLogger("asyncwebsockets")
 
 # How long nobody may read from a connection before the supervisor does.
-_TAKEOVER = 0.5
+_TAKEOVER = 0.2
 
 
 class Supervised(ABC):
@@ -52,7 +52,7 @@ class Supervisor:
     """Looks after the connections of one scope: those of a `serve`, or the one of an `open_*`.
 
     A connection is read by the task that receives from it. Where no task does, the supervisor
-    reads in its place within half a second, so that pings are answered and a Close is seen;
+    reads in its place within a fraction of a second, so that pings are answered and a Close is seen;
     as soon as somebody receives again, it steps back. It has one task and one heap of timers,
     however many connections there are, and sleeps while each is being read.
 

@@ -136,16 +136,15 @@ class PerMessageDeflate(Extension):
         """Return a server's answer to an offer, or None if it declines it."""
         try:
             offered = _parse(offer)
-            if "server_max_window_bits" in offered:
-                bits = offered["server_max_window_bits"]
-                if bits is None or bits < 9:
-                    return None
-                self._server_bits = min(self._server_bits, bits)
         except ValueError:
             return None
-        answer = []
+        server_bits = offered.get("server_max_window_bits", 15)
+        if server_bits is None or server_bits < 9:
+            return None
         if self._client_bits < 15 and "client_max_window_bits" not in offered:
             return None
+        answer = []
+        self._server_bits = min(self._server_bits, server_bits)
         if self._server_alone or "server_no_context_takeover" in offered:
             self._server_alone = True
             answer.append("server_no_context_takeover")

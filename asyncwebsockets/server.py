@@ -21,7 +21,7 @@ from .errors import HandshakeError, HandshakeTimeout, InvalidHandshake, Rejected
 from .events import AcceptConnection, Reject
 from .handshake import ServerHandshake
 from .settings import Settings
-from .transport import StreamTransport, TransportLost, as_address, linger, make_transport
+from .transport import StreamTransport, TransportLost, as_address, linger, make_transport, read_on_demand
 from .websocket import check_close
 
 if TYPE_CHECKING:
@@ -470,6 +470,7 @@ class Server:
         async def dial() -> Transport:
             if self._ssl is None:
                 return StreamTransport(stream)
+            read_on_demand(stream)
             try:
                 return StreamTransport(
                     await TLSStream.wrap(stream, server_side=True, ssl_context=self._ssl)

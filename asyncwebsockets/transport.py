@@ -122,6 +122,22 @@ async def drain(transport: Transport, idle: float | None) -> None:
                 data = await transport.receive()
 
 
+def read_on_demand(stream: object) -> None:
+    """Have a stream read from its socket only while somebody receives.
+
+    On asyncio and uvloop, anyio's streams read into an unbounded queue until the first time
+    they find it empty: a peer that sends faster than it is read would fill the memory. From
+    a pause on, each `receive` resumes and pauses the reading itself. anyio offers no public
+    way to pause it, so where the stream is built otherwise, this does nothing.
+    """
+    while stream is not None:
+        pause = getattr(getattr(stream, "_transport", None), "pause_reading", None)
+        if pause is not None:
+            with contextlib.suppress(RuntimeError):
+                pause()
+        stream = getattr(stream, "transport_stream", None)
+
+
 class StreamTransport(Transport):
     """The pipe over any anyio byte stream.
 
@@ -130,6 +146,7 @@ class StreamTransport(Transport):
     """
 
     def __init__(self, stream: ByteStream | ObjectStream[bytes]) -> None:
+        read_on_demand(stream)
         self._stream = stream
         self._closed = False
         raw = stream.extra(SocketAttribute.raw_socket, None)

@@ -1,0 +1,161 @@
+"""Fixtures: one test body runs on every backend, codec and transport."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import trustme
+from anyio.abc import ByteStream, ObjectStream, SocketAttribute
+from anyio.streams.stapled import MultiListener, StapledObjectStream
+from anyio.streams.tls import TLSStream
+
+import asyncwebsockets._scope as scope_module
+from asyncwebsockets import Settings, Websocket, open_websocket_client, open_websocket_server
+from asyncwebsockets.codec import PureCodec
+
+BACKENDS = [
+    pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    pytest.param(("trio", {}), id="trio"),
+]
+
+CODECS: list[Any] = [pytest.param(PureCodec, id="pure")]
+
+TRANSPORTS = ["memory", "tcp", "unix", "tls"]
+
+Stream = ByteStream | ObjectStream[bytes]
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(params=CODECS)
+def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The codec's class; connections opened in the test use it."""
+    made = request.param
+
+    def make_codec(role: str, extensions: Sequence[Any] = ()) -> Any:
+        return made(client=role == "client", extensions=extensions)
+
+    monkeypatch.setattr(scope_module, "make_codec", make_codec)
+    return made
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost", "127.0.0.1", "::1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def client_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def memory_pair(size: int = 16) -> tuple[Stream, Stream]:
+    """Two ends of a pipe in memory; `size` pieces may wait in each direction."""
+    send_a, receive_a = anyio.create_memory_object_stream[bytes](size)
+    send_b, receive_b = anyio.create_memory_object_stream[bytes](size)
+    return StapledObjectStream(send_a, receive_b), StapledObjectStream(send_b, receive_a)
+
+
+async def accept_one(listener: MultiListener[Any]) -> Stream:
+    stream: Stream = await listener.listeners[0].accept()  # type: ignore[attr-defined]
+    return stream
+
+
+@dataclass
+class Pairs:
+    """Makes connected streams of one kind, and connections on them."""
+
+    kind: str
+    directory: Path
+    server_tls: ssl.SSLContext
+    client_tls: ssl.SSLContext
+    made: int = 0
+
+    async def streams(self) -> tuple[Stream, Stream]:
+        """Return the client's and the server's end."""
+        if self.kind == "memory":
+            return memory_pair()
+        if self.kind == "unix":
+            self.made += 1
+            path = self.directory / f"socket{self.made}"
+            async with await anyio.create_unix_listener(path) as unix:
+                near: Stream = await anyio.connect_unix(path)
+                return near, await unix.accept()
+        async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+            port = listener.extra(SocketAttribute.local_port)
+            near = await anyio.connect_tcp("127.0.0.1", port)
+            far = await accept_one(listener)
+        if self.kind == "tcp":
+            return near, far
+        ends: list[Any] = [near, far]
+
+        async def wrap(index: int, **kwargs: Any) -> None:
+            ends[index] = await TLSStream.wrap(ends[index], **kwargs)
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(lambda: wrap(0, hostname="localhost", ssl_context=self.client_tls))
+            tg.start_soon(lambda: wrap(1, server_side=True, ssl_context=self.server_tls))
+        return ends[0], ends[1]
+
+    @asynccontextmanager
+    async def connect(
+        self,
+        settings: Settings | None = None,
+        *,
+        client: Settings | None = None,
+        server: Settings | None = None,
+        filter: Callable[[Any], Awaitable[object]] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[tuple[Websocket, Websocket]]:
+        """Give the client's and the server's end of a connection, each in its scope."""
+        near, far = await self.streams()
+        ready, finished = anyio.Event(), anyio.Event()
+        box: list[Websocket] = []
+
+        async def serve() -> None:
+            async with open_websocket_server(far, filter, settings=server or settings) as ws:
+                box.append(ws)
+                ready.set()
+                await finished.wait()
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(serve)
+            try:
+                async with open_websocket_client(
+                    near, ("localhost", 80), "/", settings=client or settings, **kwargs
+                ) as ws:
+                    await ready.wait()
+                    yield ws, box[0]
+                    finished.set()
+            finally:
+                finished.set()
+
+
+@pytest.fixture(params=TRANSPORTS)
+def pairs(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+) -> Iterator[Pairs]:
+    yield Pairs(request.param, tmp_path, server_tls, client_tls)
