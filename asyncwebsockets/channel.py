@@ -40,7 +40,8 @@ __all__ = ["Channel", "WireChannel", "size_of"]
 _EVENT_COST = 128
 
 # Pings and pongs that are kept for a handler which does not receive; later ones are only
-# answered. Otherwise a peer's keepalive would fill the read-ahead of one that only sends.
+# answered. They do not count as read-ahead: a peer's keepalive would fill that of a handler
+# which only sends.
 _MAX_CONTROL_EVENTS = 32
 
 # Pongs that wait to be written. Of more pings than that, the oldest stay unanswered
@@ -351,9 +352,10 @@ class WireChannel(Channel, Supervised):
     def _pop(self) -> Event:
         event = self._queue.popleft()
         stalled = self._full
-        self._queued -= _cost(event)
         if isinstance(event, (Ping, Pong)):
             self._control_events -= 1
+        else:
+            self._queued -= _cost(event)
         if stalled and not self._full:
             # Tasks that wait for something else may read on.
             self._stalled = True
@@ -500,8 +502,9 @@ class WireChannel(Channel, Supervised):
             if self._control_events >= _MAX_CONTROL_EVENTS:
                 return
             self._control_events += 1
+        else:
+            self._queued += _cost(event)
         self._queue.append(event)
-        self._queued += _cost(event)
 
     def _on_close(self, event: CloseConnection) -> None:
         self._code, self._reason = int(event.code), event.reason or ""

@@ -69,10 +69,22 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
+_memory_streams: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def close_memory_streams() -> Iterator[None]:
+    """Close what tests leave open of their pairs; anyio warns about it."""
+    yield
+    while _memory_streams:
+        _memory_streams.pop().close()
+
+
 def memory_pair(size: int = 16) -> tuple[Stream, Stream]:
     """Two ends of a pipe in memory; `size` pieces may wait in each direction."""
     send_a, receive_a = anyio.create_memory_object_stream[bytes](size)
     send_b, receive_b = anyio.create_memory_object_stream[bytes](size)
+    _memory_streams.extend((send_a, receive_a, send_b, receive_b))
     return StapledObjectStream(send_a, receive_b), StapledObjectStream(send_b, receive_a)
 
 
