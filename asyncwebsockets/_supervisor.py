@@ -27,14 +27,13 @@ _TAKEOVER = 0.2
 class Supervised(ABC):
     """A connection as the supervisor sees it."""
 
-    @property
     @abstractmethod
-    def unattended(self) -> bool:
-        """Whether there is something to be read and nobody who reads."""
+    def tend(self) -> bool:
+        """See to what has been left alone for a while; whether to come back soon."""
 
     @abstractmethod
-    async def attend(self) -> None:
-        """Read until somebody else wants to, or nothing more can be read."""
+    def release(self) -> None:
+        """Do without the supervisor from here on."""
 
     @abstractmethod
     def on_deadline(self, now: float) -> float | None:
@@ -68,20 +67,22 @@ class Supervisor:
         self._order = count()
         self._look_at = math.inf
         self._wake = anyio.Event()
+        #: Whether it still works: not once its scope is being left.
+        self.running = True
 
     def add(self, connection: Supervised, deadline: float | None) -> None:
         """Look after a connection whose first deadline is given."""
         timer = self._connections[connection] = _Timer(connection)
         if deadline is not None:
             heapq.heappush(self._timers, (deadline, next(self._order), timer))
-        self.unattended()
+        self.look_soon()
 
     def remove(self, connection: Supervised) -> None:
         """Let go of a connection."""
         self._connections.pop(connection).connection = None
 
-    def unattended(self) -> None:
-        """Note that a connection is no longer being read, if only for the moment."""
+    def look_soon(self) -> None:
+        """Note that a connection was left alone, if only for the moment."""
         if self._look_at == math.inf:
             self._look_at = anyio.current_time() + _TAKEOVER
             self._wake.set()
@@ -98,20 +99,26 @@ class Supervisor:
 
     async def run(self) -> None:
         """Do the work, until cancelled."""
-        while True:
-            now = anyio.current_time()
-            while self._timers and self._timers[0][0] <= now:
-                _, _, timer = heapq.heappop(self._timers)
-                if timer.connection is not None:
-                    deadline = timer.connection.on_deadline(now)
-                    if deadline is not None:
-                        heapq.heappush(self._timers, (deadline, next(self._order), timer))
-            if self._look_at <= now:
-                self._look_at = math.inf
-                for connection in self._connections:
-                    if connection.unattended:
-                        self.spawn(connection.attend)
-            until = min(self._timers[0][0] if self._timers else math.inf, self._look_at)
-            self._wake = anyio.Event()
-            with anyio.CancelScope(deadline=until):
-                await self._wake.wait()
+        try:
+            while True:
+                now = anyio.current_time()
+                self._fire(now)
+                if self._look_at <= now:
+                    again = [connection.tend() for connection in self._connections]
+                    self._look_at = now + _TAKEOVER if any(again) else math.inf
+                until = min(self._timers[0][0] if self._timers else math.inf, self._look_at)
+                self._wake = anyio.Event()
+                with anyio.CancelScope(deadline=until):
+                    await self._wake.wait()
+        finally:
+            self.running = False
+            for connection in self._connections:
+                connection.release()
+
+    def _fire(self, now: float) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            _, _, timer = heapq.heappop(self._timers)
+            if timer.connection is not None:
+                deadline = timer.connection.on_deadline(now)
+                if deadline is not None:
+                    heapq.heappush(self._timers, (deadline, next(self._order), timer))

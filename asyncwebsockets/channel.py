@@ -265,6 +265,8 @@ class WireChannel(Channel, Supervised):
         self._writing = False
         self._written = anyio.Event()
         self._write_waiters = 0
+        self._write_scope: anyio.CancelScope | None = None
+        self._slow_write: anyio.CancelScope | None = None
         self._flush_spawned = False
         self._broken = False
 
@@ -428,7 +430,7 @@ class WireChannel(Channel, Supervised):
             self._reading = False
             self._announce_turn()
             if self._supervisor is not None:
-                self._supervisor.unattended()
+                self._supervisor.look_soon()
         if self._supervisor is None:
             await self._after_reading()
 
@@ -588,7 +590,7 @@ class WireChannel(Channel, Supervised):
             finally:
                 self._write_waiters -= 1
 
-    async def _write(self) -> None:
+    async def _write(self, *, shielded: bool = True) -> None:
         """Write every frame that is queued."""
         self._writing = True
         mark = self._frames_queued
@@ -599,7 +601,9 @@ class WireChannel(Channel, Supervised):
         self._outbox.clear()
         try:
             if frames:
-                await self._transport.send(frames[0] if len(frames) == 1 else b"".join(frames))
+                await self._send_bytes(
+                    frames[0] if len(frames) == 1 else b"".join(frames), shielded
+                )
             self._frames_written = mark
         except TransportLost as exc:
             self._lost(str(exc))
@@ -616,6 +620,22 @@ class WireChannel(Channel, Supervised):
                 # What came meanwhile has nobody who waits to write it: pongs, or the
                 # frames of a task that was cancelled.
                 self._flush_soon()
+
+    async def _send_bytes(self, data: bytes, shielded: bool) -> None:
+        """Send bytes, for a moment shielded from cancellation.
+
+        A cancellation in the middle costs the connection. So one that comes while a write goes
+        through takes effect behind it; the supervisor lifts the shield from one that blocks.
+        """
+        if not shielded or self._supervisor is None or not self._supervisor.running:
+            await self._transport.send(data)
+            return
+        self._supervisor.look_soon()
+        with anyio.CancelScope(shield=True) as self._write_scope:
+            try:
+                await self._transport.send(data)
+            finally:
+                self._write_scope = None
 
     def _announce_written(self) -> None:
         if self._write_waiters:
@@ -679,15 +699,30 @@ class WireChannel(Channel, Supervised):
     # Under supervision
 
     @property
-    def unattended(self) -> bool:
+    def _unattended(self) -> bool:
         """Whether there is something to be read and nobody who reads."""
         return not (self._reading or self._stuck or self._ended)
 
-    async def attend(self) -> None:
+    async def _attend(self) -> None:
         """Read until somebody else wants to, or nothing more can be read."""
         with anyio.CancelScope() as self._attending:
-            while self.unattended and not self._waiting:
+            while self._unattended and not self._waiting:
                 await self._read_turn()
+
+    def tend(self) -> bool:
+        """Read if nobody does, and let a write that takes long be cancelled."""
+        if self._unattended and self._supervisor is not None:
+            self._supervisor.spawn(self._attend)
+        scope = self._write_scope
+        if scope is not None and scope is self._slow_write:
+            scope.shield = False
+        self._slow_write = scope
+        return scope is not None and scope.shield
+
+    def release(self) -> None:
+        """Shield no write any more."""
+        if self._write_scope is not None:
+            self._write_scope.shield = False
 
     def on_deadline(self, now: float) -> float | None:
         """Send a keepalive ping, or drop a peer that was silent after the last ones."""
@@ -749,7 +784,7 @@ class WireChannel(Channel, Supervised):
                 anyio.CancelScope(deadline=anyio.current_time() + _NO_WAIT, shield=True),
                 suppress(ConnectionClosed),
             ):
-                await self._write()
+                await self._write(shielded=False)
         self._closed_locally = True
         self._drop_queue()
         self._lost("aborted by this side")

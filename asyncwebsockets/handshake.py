@@ -428,6 +428,8 @@ class ClientHandshake:
         if " " in target or "#" in target:
             raise ValueError(f"expected a target without space and fragment, got {target!r}")
 
+        if not host.isascii() or not host.isprintable():
+            raise ValueError(f"expected a Host header field in ASCII, got {host!r}")
         own_host = [value for name, value in extra if name.lower() == b"host"]
         if len(own_host) > 1:
             raise ValueError("expected one Host header field at most")

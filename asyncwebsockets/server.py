@@ -21,7 +21,14 @@ from .errors import HandshakeError, HandshakeTimeout, InvalidHandshake, Rejected
 from .events import AcceptConnection, Reject
 from .handshake import ServerHandshake
 from .settings import Settings
-from .transport import StreamTransport, TransportLost, as_address, linger, make_transport, read_on_demand
+from .transport import (
+    StreamTransport,
+    TransportLost,
+    as_address,
+    linger,
+    make_transport,
+    read_on_demand,
+)
 from .websocket import check_close
 
 if TYPE_CHECKING:
@@ -313,21 +320,22 @@ class _Handshaking:
     async def _answer(
         self, transport: Transport, handshake: ServerHandshake, response: Reject
     ) -> None:
-        """Send an HTTP response in place of a connection."""
+        """Send an HTTP response in place of a connection, if the client is still there."""
         head = handshake.reject(response)
         self._answering = True
-        if isinstance(response.body, bytes):
-            body = handshake.reject_body(response.body) if response.body else b""
-            await transport.send(head + body + handshake.reject_body(None))
-            return
-        await transport.send(head)
-        async for piece in response.body:
-            data = handshake.reject_body(piece)
-            if data:
-                await transport.send(data)
-        end = handshake.reject_body(None)
-        if end:
-            await transport.send(end)
+        with contextlib.suppress(TransportLost):
+            if isinstance(response.body, bytes):
+                body = handshake.reject_body(response.body) if response.body else b""
+                await transport.send(head + body + handshake.reject_body(None))
+                return
+            await transport.send(head)
+            async for piece in response.body:
+                data = handshake.reject_body(piece)
+                if data:
+                    await transport.send(data)
+            end = handshake.reject_body(None)
+            if end:
+                await transport.send(end)
 
 
 def _as_raw(response: Reject) -> list[tuple[bytes, bytes]]:

@@ -153,6 +153,8 @@ class StreamTransport(Transport):
         # Closing an in-memory stream does not wake the task that waits in it.
         self._wakes = raw is not None
         self._waiting: set[anyio.CancelScope] = set()
+        # On asyncio, cancelling anyio's own wait on a Unix socket may set a future twice.
+        self._wait_first = raw if isinstance(stream, UNIXSocketStream) else None
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -181,9 +183,14 @@ class StreamTransport(Transport):
 
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""
-        data = await self._call(self._stream.receive)
+        data = await self._call(self._receive)
         assert isinstance(data, bytes)
         return data
+
+    async def _receive(self) -> bytes:
+        if self._wait_first is not None:
+            await anyio.wait_readable(self._wait_first)
+        return await self._stream.receive()
 
     async def send(self, data: bytes) -> None:
         """Send all bytes."""
@@ -201,6 +208,9 @@ class StreamTransport(Transport):
             await self._call(self._stream.send_eof)
         except NotImplementedError:
             return False
+        except RuntimeError as exc:
+            # uvloop's word for a connection that was reset.
+            raise TransportLost(_describe(exc)) from exc
         return True
 
     async def aclose(self) -> None:
@@ -208,6 +218,7 @@ class StreamTransport(Transport):
         if self._closed:
             return
         try:
+            self._notify_closing()
             with contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream, OSError):
                 await self._stream.aclose()
         finally:
@@ -218,11 +229,16 @@ class StreamTransport(Transport):
         if self._closed:
             return
         self._mark_closed()
+        self._notify_closing()
         with (
             anyio.CancelScope(shield=True),
             contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream, OSError),
         ):
             await anyio.aclose_forcefully(self._stream)
+
+    def _notify_closing(self) -> None:
+        if self._wait_first is not None:
+            anyio.notify_closing(self._wait_first)
 
     def _mark_closed(self) -> None:
         self._closed = True

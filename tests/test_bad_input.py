@@ -160,7 +160,9 @@ async def test_the_server_closes_tcp_first(pairs: Pairs) -> None:
     async with raw_server(pairs) as (raw, ws), anyio.create_task_group() as tg:
         tg.start_soon(ws.close, 4000)
         assert await raw.frame() == (0x88, close_payload(4000, "Connection closed"))
-        await raw.send(frame(1, b"late", masked=False) + frame(8, close_payload(4000), masked=False))
+        await raw.send(
+            frame(1, b"late", masked=False) + frame(8, close_payload(4000), masked=False)
+        )
         await anyio.wait_all_tasks_blocked()
         # The client waits for our end before it closes its own.
         assert raw.buffer == b""

@@ -68,7 +68,9 @@ async def test_messages_arrive_whole_in_both_directions(
                     assert event.message_finished
 
 
-@pytest.mark.parametrize("data", [bytearray(b"abc"), memoryview(b"abc"), memoryview(b"aabbcc")[::2]])
+@pytest.mark.parametrize(
+    "data", [bytearray(b"abc"), memoryview(b"abc"), memoryview(b"aabbcc")[::2]]
+)
 async def test_every_kind_of_buffer_is_sent_as_binary(pairs: Pairs, data: Any) -> None:
     async with pairs.connect() as (client, server):
         await client.send(data)

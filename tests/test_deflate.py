@@ -60,10 +60,7 @@ def test_what_a_server_answers(options: Deflate, offer: str, answer: str | None)
 def test_a_declined_offer_does_not_change_the_next() -> None:
     extension = PerMessageDeflate(Deflate(client_max_window_bits=12))
     assert extension.accept(f"{NAME}; server_max_window_bits=9") is None
-    assert (
-        extension.accept(f"{NAME}; client_max_window_bits=15")
-        == "client_max_window_bits=12"
-    )
+    assert extension.accept(f"{NAME}; client_max_window_bits=15") == "client_max_window_bits=12"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,209 @@
+"""Cancelling any await tears nothing: a clean continuation, or a connection that is closed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import anyio
+import pytest
+
+from asyncwebsockets import (
+    ConnectionClosed,
+    Settings,
+    Websocket,
+    create_websocket_client,
+    create_websocket_server,
+    open_websocket_client,
+    open_websocket_server,
+)
+from asyncwebsockets.events import BytesMessage
+
+from .conftest import Pairs, memory_pair
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("codec")]
+
+
+async def test_a_cancelled_receive_loses_nothing(pairs: Pairs) -> None:
+    async with pairs.connect() as (client, server), anyio.create_task_group() as tg:
+        total = 300
+
+        async def send() -> None:
+            for number in range(total):
+                await client.send(b"%d" % number)
+                if number % 3 == 0:
+                    await client.send(b"a", final=False)
+                    await client.send(b"b", final=False)
+                    await client.send(b"c")
+
+        tg.start_soon(send)
+        received: list[bytes] = []
+        choose = random.Random(7)
+        while len(received) < total + total // 3:
+            with anyio.CancelScope() as scope:
+                delay = choose.randrange(4)
+                if delay == 0:
+                    scope.cancel()
+                elif delay == 1:
+                    scope.deadline = anyio.current_time() + choose.random() / 1000
+                received.append(await server.receive_bytes())
+        assert [data for data in received if data != b"abc"] == [b"%d" % n for n in range(total)]
+        assert received.count(b"abc") == total // 3
+
+
+async def test_a_cancelled_stream_loses_nothing_it_has_not_given(pairs: Pairs) -> None:
+    async with pairs.connect() as (client, server), anyio.create_task_group() as tg:
+        go_on = anyio.Event()
+
+        async def send() -> None:
+            await client.send("part", final=False)
+            await go_on.wait()
+            await client.send("rest")
+
+        tg.start_soon(send)
+        with anyio.move_on_after(0.05):
+            await server.receive()
+        go_on.set()
+        async with server.receive_stream() as pieces:
+            assert "".join([str(piece) async for piece in pieces]) == "partrest"
+
+
+async def test_a_send_that_is_cancelled_half_way_fails_the_connection(pairs: Pairs) -> None:
+    async with pairs.connect() as (client, server):
+        with anyio.move_on_after(0.05) as scope:
+            await client.send(b"x" * 50_000_000)
+        assert scope.cancelled_caught
+        with pytest.raises(ConnectionClosed):
+            await client.send(b"next")
+        assert client.close_code == 1006
+        received = []
+        with pytest.raises(ConnectionClosed):
+            while True:
+                received.append(await server.receive())
+        assert received == []
+
+
+async def test_a_send_that_waits_for_another_can_be_cancelled(pairs: Pairs) -> None:
+    async with pairs.connect(Settings(max_message_size=None)) as (client, server):
+        big = b"x" * 20_000_000
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(client.send, big)
+            await anyio.wait_all_tasks_blocked()
+            with anyio.move_on_after(0.01) as scope:
+                await client.send(b"waiting")
+            assert scope.cancelled_caught
+            tg.start_soon(client.send, b"last")
+            came = [await server.receive() for _ in range(3)]
+        # The one that was cancelled had been taken: it comes, once, and whole.
+        assert came == [BytesMessage(big), BytesMessage(b"waiting"), BytesMessage(b"last")]
+
+
+async def test_a_cancelled_call_does_not_begin(pairs: Pairs) -> None:
+    async with pairs.connect() as (client, server):
+        calls: list[Any] = [
+            lambda: client.send("never"),
+            lambda: client.send("never", final=False),
+            client.ping,
+            client.receive,
+            client.close,
+        ]
+        for call in calls:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await call()
+            assert scope.cancelled_caught
+        await client.send("first")
+        assert await server.receive_text() == "first"
+
+
+async def test_cancelling_a_close_aborts(pairs: Pairs) -> None:
+    near, far = await pairs.streams()
+    async with anyio.create_task_group() as tg:
+        box: list[Websocket] = []
+
+        async def serve() -> None:
+            box.append(await create_websocket_server(far))
+
+        tg.start_soon(serve)
+        client = await create_websocket_client(near, "h", "/")
+        # The server's side is not read by anybody, so no Close comes back.
+        with anyio.move_on_after(0.05) as scope:
+            await client.close(4000)
+        assert scope.cancelled_caught
+    assert client.close_code == 1006
+    await client.close()
+    (server,) = box
+    await server.wait_closed()
+    assert server.close_code == 4000
+
+
+@pytest.mark.parametrize("what", ["receive", "iterate", "send", "ping", "close", "wait_closed"])
+async def test_every_call_sees_a_cancellation_in_a_busy_loop(pairs: Pairs, what: str) -> None:
+    """A loop over a call that never has to wait ends when it is cancelled."""
+    async with pairs.connect() as (client, server), anyio.create_task_group() as tg:
+
+        async def feed() -> None:
+            while True:
+                await client.send("x")
+
+        async def eat() -> None:
+            while True:
+                await server.receive()
+
+        async def loop() -> None:
+            if what == "close":
+                await client.close()
+            while True:
+                match what:
+                    case "receive":
+                        await server.receive()
+                    case "iterate":
+                        async for _ in server:
+                            pass
+                    case "send":
+                        await client.send("x")
+                    case "ping":
+                        await client.ping()
+                    case "close":
+                        await client.close()
+                    case "wait_closed":
+                        await client.wait_closed()
+
+        if what in ("receive", "iterate"):
+            tg.start_soon(feed)
+        elif what != "close":
+            tg.start_soon(eat)
+        with anyio.move_on_after(0.1) as scope:
+            await loop()
+        assert scope.cancelled_caught
+        if what != "close":
+            assert client.close_code is server.close_code is None
+        tg.cancel_scope.cancel()
+
+
+async def test_no_connection_starves_another_task() -> None:
+    near, far = memory_pair(1000)
+    async with anyio.create_task_group() as tg:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await anyio.sleep(0)
+                turns += 1
+
+        async def serve() -> None:
+            async with open_websocket_server(far) as server:
+                for _ in range(640):
+                    await server.send("x")
+                await server.wait_closed()
+
+        tg.start_soon(serve)
+        async with open_websocket_client(near, "h", "/") as client:
+            for _ in range(10):
+                await anyio.wait_all_tasks_blocked()
+            tg.start_soon(count)
+            for _ in range(640):
+                await client.receive()
+            assert turns >= 10
+        tg.cancel_scope.cancel()

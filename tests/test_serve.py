@@ -1,0 +1,744 @@
+"""`serve`: listening, filters, limits, health checks, drain, and handlers that fail."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute, TaskGroup
+from wsproto.events import AcceptConnection, RejectConnection
+from wsproto.extensions import PerMessageDeflate as WsprotoDeflate
+
+from asyncwebsockets import (
+    ConnectionClosedOK,
+    Deflate,
+    HandshakeError,
+    Reject,
+    Rejected,
+    Request,
+    Server,
+    Settings,
+    Websocket,
+    create_websocket_server,
+    open_websocket,
+    open_websocket_client,
+    open_websocket_server,
+    origin_filter,
+    serve,
+)
+from asyncwebsockets.events import TextMessage
+
+from .conftest import Pairs
+from .frames import REQUEST, frame
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("codec")]
+
+
+async def echo(ws: Websocket) -> None:
+    async for event in ws:
+        if isinstance(event, TextMessage):
+            await ws.send(event.data)
+
+
+@asynccontextmanager
+async def serving(
+    handler: Callable[[Websocket], Awaitable[object]] = echo, **kwargs: Any
+) -> AsyncIterator[tuple[Server, str]]:
+    """Run a server for the block; give it and its URL."""
+    if not {"uds", "sockets"} & set(kwargs):
+        kwargs = {"host": "127.0.0.1", "port": 0, **kwargs}
+    async with anyio.create_task_group() as tg:
+
+        async def run(task_status: Any) -> None:
+            await serve(handler, task_status=task_status, **kwargs)
+
+        server: Server = await tg.start(run)
+        scheme = "wss" if "ssl" in kwargs else "ws"
+        address = server.addresses[0]
+        yield server, f"{scheme}://127.0.0.1:{address[1]}/" if address else ""
+        await server.close(grace=5)
+
+
+async def raw_request(url: str, data: bytes) -> bytes:
+    """Send bytes and return everything that comes."""
+    port = int(url.rpartition(":")[2].strip("/"))
+    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(data)
+        answer = b""
+        try:
+            while True:
+                answer += await stream.receive()
+        except anyio.EndOfStream:
+            return answer
+
+
+async def test_tcp_and_tls(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
+    async with serving() as (server, url), open_websocket(url) as ws:
+        await ws.send("é")
+        assert await ws.receive_text() == "é"
+        assert [w.remote_address for w in server.connections] == [ws.local_address]
+        assert ws.remote_address == server.addresses[0]
+    async with serving(ssl=server_tls) as (server, url):
+        async with open_websocket(url, ssl=client_tls) as ws:
+            await ws.send("é")
+            assert await ws.receive_text() == "é"
+            (served,) = server.connections
+            assert served.request.secure
+
+
+async def test_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    async with serving(uds=path) as (server, _):
+        assert server.addresses == [str(path)]
+        stream = await anyio.connect_unix(path)
+        async with open_websocket_client(stream, "localhost", "/") as ws:
+            await ws.send("x")
+            assert await ws.receive_text() == "x"
+    assert not path.exists()
+
+
+async def test_ready_sockets() -> None:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    addresses = [sock.getsockname() for sock in sockets]
+    async with serving(sockets=sockets) as (server, _):
+        assert server.addresses == addresses
+        for _, port in addresses:
+            async with open_websocket(f"ws://127.0.0.1:{port}") as ws:
+                await ws.send("x")
+                assert await ws.receive_text() == "x"
+    assert all(sock.fileno() == -1 for sock in sockets)
+
+
+async def test_where_to_listen_is_said_once() -> None:
+    for kwargs in ({}, {"port": 0, "uds": "x"}, {"uds": "x", "sockets": []}):
+        with pytest.raises(ValueError, match="exactly one of port, uds and sockets"):
+            await serve(echo, **kwargs)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a port with the host"):
+        await serve(echo, "127.0.0.1", uds="x")
+
+
+async def test_an_address_in_use_is_an_os_error() -> None:
+    async with serving() as (server, _):
+        _, port = server.addresses[0]  # type: ignore[misc]
+        with pytest.raises(OSError):
+            await serve(echo, "127.0.0.1", int(port))
+
+
+# What a filter may say
+
+
+def returns(result: object) -> Any:
+    async def filter(request: Request) -> object:
+        return result
+
+    return filter
+
+
+ACCEPTED: list[Any] = [
+    (True, "one", {}),
+    ("two", "two", {}),
+    (AcceptConnection(), None, {}),
+    (AcceptConnection(subprotocol="two"), "two", {}),
+    (
+        AcceptConnection(extra_headers=[(b"Set-Cookie", b"a=1"), (b"Set-Cookie", b"b=2")]),
+        None,
+        {"set-cookie": "a=1, b=2"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("result", "subprotocol", "headers"), ACCEPTED)
+async def test_a_filter_accepts(
+    result: object, subprotocol: str | None, headers: dict[str, str]
+) -> None:
+    async with serving(filter=returns(result)) as (_, url):
+        async with open_websocket(url, subprotocols=["one", "two"]) as ws:
+            assert ws.subprotocol == subprotocol
+            for name, value in headers.items():
+                assert ws.response.header(name) == value
+
+
+async def pieces() -> AsyncIterator[bytes]:
+    yield b"why "
+    yield b""
+    yield b"not"
+
+
+REJECTED: list[Any] = [
+    pytest.param(lambda: False, 403, {}, b"", id="False"),
+    pytest.param(lambda: None, 403, {}, b"", id="None"),
+    pytest.param(
+        lambda: RejectConnection(status_code=401, headers=[(b"WWW-Authenticate", b"Basic")]),
+        401,
+        {b"WWW-Authenticate": b"Basic"},
+        b"",
+        id="RejectConnection",
+    ),
+    pytest.param(
+        lambda: Reject(404, [("X-Why", "é")], b"\xff\x00"),
+        404,
+        {b"X-Why": b"\xe9", b"Content-Length": b"2"},
+        b"\xff\x00",
+        id="Reject",
+    ),
+    pytest.param(
+        lambda: Reject(503, (), pieces()),
+        503,
+        {b"Transfer-Encoding": b"chunked"},
+        b"why not",
+        id="streamed",
+    ),
+    pytest.param(
+        lambda: Reject(400, [("Content-Length", "7")], pieces()),
+        400,
+        {b"Content-Length": b"7"},
+        b"why not",
+        id="streamed with its length",
+    ),
+    pytest.param(lambda: Reject(204), 204, {}, b"", id="no content"),
+]
+
+
+@pytest.mark.parametrize(("result", "status", "headers", "body"), REJECTED)
+async def test_a_filter_rejects(
+    result: Callable[[], object],
+    status: int,
+    headers: dict[bytes, bytes],
+    body: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def filter(request: Request) -> object:
+        return result()
+
+    async with serving(filter=filter) as (server, url):
+        with pytest.raises(Rejected) as caught:
+            async with open_websocket(url):
+                pytest.fail("it was rejected")
+        assert caught.value.status == status
+        assert caught.value.body == body
+        names = {name.lower(): value for name, value in caught.value.headers}
+        for name, value in headers.items():
+            assert names[name.lower()] == value
+        assert b"date" in names
+        assert names[b"connection"] == b"close"
+        assert not server.connections
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("create", [True, False])
+async def test_a_rejection_is_raised_where_the_filter_ran(pairs: Pairs, create: bool) -> None:
+    near, far = await pairs.streams()
+
+    async def ask() -> None:
+        with pytest.raises(Rejected):
+            async with open_websocket_client(near, "h", "/"):
+                pytest.fail("it was rejected")
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(ask)
+        with pytest.raises(Rejected) as caught:
+            if create:
+                await create_websocket_server(far, returns(Reject(418, [("a", "b")], b"tea")))
+            else:
+                async with open_websocket_server(far, returns(Reject(418, [("a", "b")], b"tea"))):
+                    pytest.fail("it was rejected")
+    assert (caught.value.status, caught.value.headers) == (418, [(b"a", b"b")])
+    assert caught.value.body == b"tea"
+
+
+BROKEN: list[Any] = [
+    pytest.param(returns("three"), ValueError, "offered subprotocols", id="subprotocol"),
+    pytest.param(
+        returns(AcceptConnection(subprotocol="three")), ValueError, "offered", id="another"
+    ),
+    pytest.param(returns(3), TypeError, "expected a filter to return", id="type"),
+    pytest.param(
+        returns(AcceptConnection(extra_headers=[(b"Sec-WebSocket-Protocol", b"x")])),
+        ValueError,
+        "belongs to the handshake",
+        id="own header",
+    ),
+    pytest.param(
+        returns(AcceptConnection(extra_headers=[(b"X", b"a\r\nY: b")])),
+        ValueError,
+        "control characters",
+        id="injection",
+    ),
+    pytest.param(
+        returns(Reject(403, [("X", "a\r\nY: b")])), ValueError, "control", id="injection in reject"
+    ),
+]
+
+
+@pytest.mark.parametrize(("filter", "error", "match"), BROKEN)
+async def test_a_filter_that_fails_answers_500(
+    pairs: Pairs,
+    filter: Any,
+    error: type[Exception],
+    match: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    near, far = await pairs.streams()
+
+    async def ask() -> None:
+        with pytest.raises(Rejected) as caught:
+            async with open_websocket_client(near, "h", "/", subprotocols=["one"]):
+                pytest.fail("the filter failed")
+        assert caught.value.status == 500
+        assert caught.value.body == b""
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(ask)
+        with pytest.raises(error, match=match):
+            await create_websocket_server(far, filter)
+    if pairs.kind != "tcp":
+        return
+    async with serving(filter=filter) as (_, url):
+        for _ in range(2):
+            with pytest.raises(Rejected):
+                async with open_websocket(url, subprotocols=["one"]):
+                    pytest.fail("the filter failed")
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
+async def test_a_filters_exception_is_raised_as_it_is() -> None:
+    from .conftest import memory_pair
+
+    near, far = memory_pair()
+    own = KeyError("own")
+
+    async def filter(request: Request) -> bool:
+        raise own
+
+    await near.send(REQUEST)
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(near.aclose)
+        with pytest.raises(KeyError) as caught:
+            await create_websocket_server(far, filter)
+    assert caught.value is own
+
+
+async def test_a_client_that_leaves_cancels_the_filter(pairs: Pairs) -> None:
+    near, far = await pairs.streams()
+    await near.send(REQUEST)
+    cancelled = False
+
+    async def filter(request: Request) -> bool:
+        nonlocal cancelled
+        try:
+            await anyio.aclose_forcefully(near)
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            cancelled = True
+            raise
+        return True
+
+    with pytest.raises(HandshakeError, match="left while the filter ran"):
+        await create_websocket_server(far, filter)
+    assert cancelled
+
+
+async def test_what_a_filter_gets() -> None:
+    requests: list[Request] = []
+
+    async def filter(request: Request) -> bool:
+        requests.append(request)
+        return True
+
+    async with serving(filter=filter) as (server, url):
+        async with open_websocket(
+            f"{url}a%20b?q=%C3%A9&r",
+            headers=[("X-A", "1"), ("x-b", "2"), ("X-A", "3"), ("Origin", "http://o")],
+            subprotocols=["one", "two"],
+            settings=Settings(compression=Deflate()),
+        ) as ws:
+            (request,) = requests
+            assert request.target == "/a%20b?q=%C3%A9&r"
+            assert (request.path, request.query) == ("/a%20b", "q=%C3%A9&r")
+            assert request.method == "GET"
+            assert request.http_version == "1.1"
+            assert not request.secure
+            assert [v for n, v in request.headers if n.lower() == b"x-a"] == [b"1", b"3"]
+            assert (b"X-A", b"1") in request.headers
+            assert request.header("x-a") == "1, 3"
+            assert request.header("none") is None
+            assert request.origin == "http://o"
+            assert request.extra_headers == [
+                (b"x-a", b"1"),
+                (b"x-b", b"2"),
+                (b"x-a", b"3"),
+                (b"origin", b"http://o"),
+            ]
+            assert request.subprotocols == ["one", "two"]
+            assert request.extensions == ["permessage-deflate; client_max_window_bits"]
+            assert request.remote_address == ws.local_address
+            assert request.local_address == server.addresses[0]
+            assert request.host == url[5:-1]
+
+
+async def test_extensions_of_the_filter_override_the_settings() -> None:
+    filter = returns(AcceptConnection(extensions=[WsprotoDeflate(server_max_window_bits=10)]))
+    async with serving(filter=filter) as (_, url):
+        async with open_websocket(url, settings=Settings(compression=Deflate())) as ws:
+            assert "server_max_window_bits=10" in (
+                ws.response.header("sec-websocket-extensions") or ""
+            )
+            await ws.send("x" * 1000)
+            assert await ws.receive_text() == "x" * 1000
+
+
+async def test_the_origin_filter() -> None:
+    async with serving(filter=origin_filter("https://good.example")) as (_, url):
+        for origin in (
+            "https://good.example",
+            "https://good.example:443",
+            url.replace("ws", "http", 1)[:-1],
+            None,
+        ):
+            headers = {"Origin": origin} if origin else {}
+            async with open_websocket(url, headers=headers):
+                pass
+        for origin in (
+            "https://evil.example",
+            "http://good.example",
+            "null",
+            "https://good.example.evil.example",
+        ):
+            with pytest.raises(Rejected) as caught:
+                async with open_websocket(url, headers={"Origin": origin}):
+                    pytest.fail("a foreign origin was accepted")
+            assert caught.value.status == 403
+
+
+# Plain HTTP
+
+
+async def test_on_http_answers_health_checks() -> None:
+    async def on_http(request: Request) -> Reject | None:
+        return (
+            Reject(200, [("Content-Type", "text/plain")], b"fine")
+            if request.path == "/health"
+            else None
+        )
+
+    async with serving(on_http=on_http) as (_, url):
+        get = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
+        answer = await raw_request(url, get % b"/health")
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b"\r\n\r\nfine")
+        answer = await raw_request(url, b"HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"Content-Length: 4\r\n" in answer
+        assert answer.endswith(b"\r\n\r\n")
+        assert (await raw_request(url, get % b"/")).startswith(b"HTTP/1.1 426 ")
+        answer = await raw_request(url, b"GET /health HTTP/1.0\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        async with open_websocket(url) as ws:
+            await ws.send("x")
+            assert await ws.receive_text() == "x"
+
+
+async def test_an_on_http_that_fails_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
+    async def on_http(request: Request) -> Reject:
+        raise KeyError
+
+    async with serving(on_http=on_http) as (_, url):
+        answer = await raw_request(url, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 500 ")
+    assert len(caplog.records) == 1
+
+
+# Handlers
+
+
+async def test_a_handler_that_returns_closes_with_1000() -> None:
+    async def handler(ws: Websocket) -> None:
+        await ws.send("bye")
+
+    async with serving(handler) as (_, url), open_websocket(url) as ws:
+        assert [event.data async for event in ws if isinstance(event, TextMessage)] == ["bye"]
+        assert ws.close_code == 1000
+
+
+async def test_a_handler_that_fails_is_logged_once_and_closes_with_1011(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def handler(ws: Websocket) -> None:
+        raise KeyError("secret")
+
+    async with serving(handler) as (_, url), open_websocket(url) as ws:
+        with pytest.raises(ConnectionClosedOK) as caught:
+            await ws.receive()
+        assert (caught.value.code, caught.value.reason) == (1011, "")
+        # The server goes on.
+        async with open_websocket(url):
+            pass
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert all(record.exc_info for record in caplog.records)
+
+
+async def nested(ws: Websocket) -> None:
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(ws.receive)
+        tg.start_soon(ws.wait_closed)
+
+
+async def plain(ws: Websocket) -> None:
+    while True:
+        await ws.receive()
+
+
+async def pushing(ws: Websocket) -> None:
+    while True:
+        await ws.send("x" * 1000)
+        await anyio.sleep(0)
+
+
+@pytest.mark.parametrize("handler", [nested, plain, pushing])
+@pytest.mark.parametrize("end", ["close", "abort"])
+async def test_the_connections_own_end_is_a_normal_end_of_its_handler(
+    handler: Any, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(handler) as (server, url), open_websocket(url) as ws:
+        await (ws.close(4000) if end == "close" else ws.abort())
+        while server.connections:
+            await anyio.sleep(0.001)
+    assert not caplog.records
+
+
+async def test_the_end_of_another_connection_is_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as (_, upstream):
+
+        async def proxy(ws: Websocket) -> None:
+            async with open_websocket(upstream) as other:
+                await other.close()
+                await other.send("x")
+
+        async with serving(proxy) as (_, url), open_websocket(url) as ws:
+            await ws.wait_closed()
+            assert ws.close_code == 1011
+    assert len(caplog.records) == 1
+
+
+# Limits
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_connections_beyond_the_limit_get_503(
+    tls: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    kwargs: dict[str, Any] = {"ssl": server_tls} if tls else {}
+    client: Any = {"ssl": client_tls} if tls else {}
+    settings = Settings(max_connections=2)
+    async with serving(settings=settings, **kwargs) as (server, url):
+        async with open_websocket(url, **client), open_websocket(url, **client) as second:
+            for _ in range(3):
+                with pytest.raises(Rejected) as caught:
+                    async with open_websocket(url, **client):
+                        pytest.fail("there were too many")
+                assert caught.value.status == 503
+            await second.close()
+            while len(server.connections) > 1:
+                await anyio.sleep(0.001)
+            async with open_websocket(url, **client) as third:
+                await third.send("x")
+                assert await third.receive_text() == "x"
+
+
+async def test_handshakes_beyond_the_limit_get_503() -> None:
+    running = anyio.Event()
+    go = anyio.Event()
+
+    async def filter(request: Request) -> bool:
+        running.set()
+        await go.wait()
+        return True
+
+    async with serving(filter=filter, settings=Settings(max_handshakes=1)) as (_, url):
+        async with anyio.create_task_group() as tg:
+
+            async def first() -> None:
+                async with open_websocket(url) as ws:
+                    await ws.send("x")
+                    assert await ws.receive_text() == "x"
+
+            tg.start_soon(first)
+            await running.wait()
+            with pytest.raises(Rejected) as caught:
+                async with open_websocket(url):
+                    pytest.fail("there were too many")
+            assert caught.value.status == 503
+            go.set()
+        async with open_websocket(url):
+            pass
+
+
+# Drain
+
+
+async def drained(tg: TaskGroup, handler: Any, **kwargs: Any) -> tuple[Server, str, anyio.Event]:
+    ended = anyio.Event()
+
+    async def run(task_status: Any) -> None:
+        await serve(handler, "127.0.0.1", 0, task_status=task_status, **kwargs)
+        ended.set()
+
+    server: Server = await tg.start(run)
+    return server, f"ws://127.0.0.1:{server.addresses[0][1]}/", ended  # type: ignore[index]
+
+
+async def test_a_drain_says_1012_and_lets_handlers_finish() -> None:
+    finished = []
+
+    async def handler(ws: Websocket) -> None:
+        await echo(ws)
+        await anyio.wait_all_tasks_blocked()
+        finished.append(ws.close_code)
+
+    async with anyio.create_task_group() as tg:
+        server, url, ended = await drained(tg, handler)
+        async with open_websocket(url) as ws:
+            while not server.connections:
+                await anyio.sleep(0.001)
+            await server.close(reason="restart")
+            await ended.wait()
+            assert finished == [1012]
+            async for _ in ws:
+                pytest.fail("nothing was sent")
+            assert (ws.close_code, ws.close_reason) == (1012, "restart")
+            with pytest.raises(OSError):
+                async with open_websocket(url):
+                    pytest.fail("it no longer listens")
+        await server.close()
+
+
+async def test_a_drain_answers_503_to_handshakes() -> None:
+    running = anyio.Event()
+
+    async def filter(request: Request) -> bool:
+        running.set()
+        await anyio.sleep_forever()
+        return True
+
+    async with anyio.create_task_group() as tg:
+        server, url, ended = await drained(tg, echo, filter=filter)
+        port = server.addresses[0][1]  # type: ignore[index]
+        half = await anyio.connect_tcp("127.0.0.1", int(port))
+        await half.send(REQUEST[:30])
+
+        async def ask() -> None:
+            with pytest.raises(Rejected) as caught:
+                async with open_websocket(url):
+                    pytest.fail("the server closes")
+            assert caught.value.status == 503
+
+        async def read() -> None:
+            assert (await half.receive()).startswith(b"HTTP/1.1 503 ")
+            await half.aclose()
+
+        tg.start_soon(ask)
+        await running.wait()
+        tg.start_soon(read)
+        await server.close()
+        await ended.wait()
+
+
+async def test_a_drain_cancels_handlers_after_its_grace() -> None:
+    cancelled = []
+
+    async def stubborn(ws: Websocket) -> None:
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            cancelled.append(True)
+            raise
+
+    async with anyio.create_task_group() as tg:
+        server, url, ended = await drained(tg, stubborn)
+        async with open_websocket(url) as ws:
+            while not server.connections:
+                await anyio.sleep(0.001)
+            await server.close(grace=0.01)
+            await ended.wait()
+            assert cancelled == [True]
+            await ws.wait_closed()
+            assert ws.close_code in (1012, 1001, 1006)
+
+
+async def test_a_handler_may_close_the_server() -> None:
+    async with anyio.create_task_group() as tg:
+
+        async def handler(ws: Websocket) -> None:
+            await ws.receive_text()
+            tg.start_soon(server.close)
+            await ws.wait_closed()
+
+        server, url, ended = await drained(tg, handler)
+        async with open_websocket(url) as ws:
+            await ws.send("stop")
+            await ended.wait()
+
+
+async def test_cancelling_serve_cancels_the_handlers() -> None:
+    cancelled = []
+
+    async def handler(ws: Websocket) -> None:
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            cancelled.append(True)
+            raise
+
+    async with anyio.create_task_group() as outer:
+        async with anyio.create_task_group() as tg:
+            server, url, _ = await drained(tg, handler)
+
+            async def client() -> None:
+                async with open_websocket(url) as ws:
+                    await ws.wait_closed()
+                    assert ws.close_code == 1001
+
+            outer.start_soon(client)
+            while not server.connections:
+                await anyio.sleep(0.001)
+            tg.cancel_scope.cancel()
+        assert cancelled == [True]
+        await server.close()
+
+
+async def test_nothing_from_the_network_is_logged_above_debug(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving() as (_, url):
+        port = int(url.rpartition(":")[2].strip("/"))
+        for data in (
+            b"",
+            b"\x16\x03\x01",
+            b"nonsense\r\n\r\n",
+            REQUEST[:-4],
+            REQUEST,
+            REQUEST + b"\xff\xff",
+        ):
+            async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+                await stream.send(data or b"\r\n")
+                linger = stream.extra(SocketAttribute.raw_socket)
+                linger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+            await stream.send(REQUEST + frame(1, b"\xff", masked=True))
+            with pytest.raises(anyio.EndOfStream):
+                while True:
+                    await stream.receive()
+    assert not caplog.records
