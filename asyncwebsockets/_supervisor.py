@@ -51,8 +51,8 @@ class Supervisor:
     """Looks after the connections of one scope: those of a `serve`, or the one of an `open_*`.
 
     A connection is read by the task that receives from it. Where no task does, the supervisor
-    reads in its place within a fraction of a second, so that pings are answered and a Close is seen;
-    as soon as somebody receives again, it steps back. It has one task and one heap of timers,
+    reads in its place within a fraction of a second, so that pings are answered and a Close is
+    noticed; as soon as somebody receives again, it steps back. It has one task and one heap of timers,
     however many connections there are, and sleeps while each is being read.
 
     Args:
@@ -61,7 +61,7 @@ class Supervisor:
 
     def __init__(self, task_group: TaskGroup) -> None:
         self._task_group = task_group
-        # A connection's timer is emptied when it leaves, so that the heap keeps nothing alive.
+        # A timer is emptied when its connection leaves: the heap keeps nothing alive.
         self._connections: dict[Supervised, _Timer] = {}
         self._timers: list[tuple[float, int, _Timer]] = []
         self._order = count()

@@ -43,7 +43,9 @@ def open_websocket(
     ssl: _ssl.SSLContext | bool | None = None,
     settings: Settings | None = None,
 ) -> WebsocketScope:
-    """Open a connection to a URL: ``async with open_websocket("wss://example.com") as ws``.
+    """Open a connection to a URL, for the length of a block.
+
+    ``async with open_websocket("wss://example.com/chat") as websocket: ...``
 
     Leaving the block closes the connection with 1000, after an exception with 1011. On a
     cancellation Close is sent only if that needs no waiting.
@@ -108,7 +110,9 @@ def open_websocket_client(
         addr: ``(host, port)`` or a string, for the Host header field only; a default port is
             left out.
         path: the request target, with its query.
-        headers, subprotocols, settings: as in :func:`open_websocket`.
+        headers: as in :func:`open_websocket`.
+        subprotocols: as in :func:`open_websocket`.
+        settings: as in :func:`open_websocket`.
 
     Returns:
         As :func:`open_websocket`.

@@ -196,10 +196,10 @@ class PerMessageDeflate(Extension):
 
     def frame_inbound_header(
         self,
-        proto: FrameDecoder | FrameProtocol,  # noqa: ARG002
+        proto: FrameDecoder | FrameProtocol,
         opcode: Opcode,
         rsv: RsvBits,
-        payload_length: int,  # noqa: ARG002
+        payload_length: int,
     ) -> CloseReason | RsvBits:
         """Check RSV1 (RFC 7692 section 6.1) and note whether the message is compressed."""
         if opcode is Opcode.TEXT or opcode is Opcode.BINARY:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from wsproto.events import (
     AcceptConnection,
@@ -18,6 +17,9 @@ from wsproto.events import (
     TextMessage,
 )
 from wsproto.events import Request as _Request
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Sequence
 
 __all__ = [
     "AcceptConnection",

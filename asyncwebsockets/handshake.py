@@ -170,7 +170,8 @@ class ServerHandshake:
             self._connection.receive_data(data)
             event = self._connection.next_event()
         except h11.RemoteProtocolError as exc:
-            status = exc.error_status_hint
+            # h11 also knows 501 for transfer codings; a handshake has no body to code.
+            status = 431 if exc.error_status_hint == 431 else 400
             raise InvalidHandshake(f"malformed HTTP request: {exc}", status) from None
         if event is h11.NEED_DATA:
             return None

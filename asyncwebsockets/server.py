@@ -70,7 +70,9 @@ _UPGRADE_REQUIRED = (
 def open_websocket_server(
     sock: Sock, filter: Filter | None = None, *, settings: Settings | None = None
 ) -> WebsocketScope:
-    """Serve the connection of an accepted socket: ``async with open_websocket_server(sock) as ws``.
+    """Serve the connection of an accepted socket, for the length of a block.
+
+    ``async with open_websocket_server(sock) as websocket: ...``
 
     Leaving the block closes the connection with 1000, after an exception with 1011. On a
     cancellation Close is sent only if that needs no waiting.
@@ -388,6 +390,18 @@ class Server:
         ]
 
     @property
+    def port(self) -> int:
+        """The TCP port it listens on, the first one if there are several.
+
+        Raises:
+            ValueError: it listens on Unix sockets only.
+        """
+        for address in self.addresses:
+            if isinstance(address, tuple):
+                return address[1]
+        raise ValueError(f"expected a TCP listener, got {self.addresses}")
+
+    @property
     def connections(self) -> frozenset[Websocket]:
         """The open connections."""
         return frozenset(self._websockets)
@@ -401,7 +415,8 @@ class Server:
         their handshake, gives the handlers `grace` seconds to end, and cancels the rest.
 
         Args:
-            code, reason: as in :meth:`Websocket.close`.
+            code: as in :meth:`Websocket.close`.
+            reason: as in :meth:`Websocket.close`.
             grace: seconds, None for no limit; ``drain_timeout`` by default.
 
         Raises:

@@ -94,15 +94,15 @@ class Transport(ABC):
         """
 
 
-async def linger(transport: Transport, timeout: float | None) -> None:
+async def linger(transport: Transport, seconds: float | None) -> None:
     """Close a pipe so that the peer can still read what was sent (RFC 6455 section 7.1.1).
 
     Closing a socket with unread input makes the kernel send a reset, which may destroy
     what the peer has not read yet: so this side's half is closed first and the rest is read
-    and dropped, for `timeout` seconds at most.
+    and dropped, for so many seconds at most.
     """
     try:
-        with anyio.move_on_after(timeout):
+        with anyio.move_on_after(seconds):
             half_closed = await transport.send_eof()
             await drain(transport, None if half_closed else IDLE_DRAIN)
             await transport.aclose()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 import trustme
 from anyio.abc import ByteStream, ObjectStream, SocketAttribute
+from anyio.lowlevel import checkpoint
 from anyio.streams.stapled import MultiListener, StapledObjectStream
 from anyio.streams.tls import TLSStream
 
 import asyncwebsockets._scope as scope_module
 from asyncwebsockets import Settings, Websocket, open_websocket_client, open_websocket_server
 from asyncwebsockets.codec import PureCodec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from pathlib import Path
 
 BACKENDS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
@@ -67,6 +70,12 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let other tasks run until something holds."""
+    while not condition():
+        await checkpoint()
 
 
 _memory_streams: list[Any] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -24,9 +24,11 @@ from asyncwebsockets import (
 )
 from asyncwebsockets.events import Ping
 
-from .conftest import Pairs, Stream
 from .frames import KEY, REQUEST, accept_for, close_payload, frame, parse_frame, response_for
 from .test_codec import BAD_FRAMES
+
+if TYPE_CHECKING:
+    from .conftest import Pairs, Stream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("codec")]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from asyncwebsockets import (
     ConnectionClosed,
@@ -189,7 +190,7 @@ async def test_no_connection_starves_another_task() -> None:
         async def count() -> None:
             nonlocal turns
             while True:
-                await anyio.sleep(0)
+                await checkpoint()
                 turns += 1
 
         async def serve() -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import socket
 import ssl
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-import trustme
 
 from asyncwebsockets import (
     HandshakeError,
@@ -28,6 +26,11 @@ from asyncwebsockets import (
 from asyncwebsockets._url import format_host, parse_url
 
 from .conftest import memory_pair
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import trustme
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("codec")]
 

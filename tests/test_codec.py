@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +24,9 @@ from asyncwebsockets.events import (
 )
 
 from .frames import close_payload, frame, parse_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CODECS: list[Any] = [PureCodec]
 

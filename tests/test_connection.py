@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -22,7 +22,8 @@ from asyncwebsockets import (
 )
 from asyncwebsockets.events import BytesMessage, Message, Ping, TextMessage
 
-from .conftest import Pairs
+if TYPE_CHECKING:
+    from .conftest import Pairs
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("codec")]
 
@@ -178,12 +179,10 @@ async def test_many_tasks_send_without_tearing_frames(pairs: Pairs) -> None:
             for size in sizes:
                 await client.send(bytes([number]) * size)
 
-        received: list[bytes] = []
         async with anyio.create_task_group() as tg:
             for number in range(10):
                 tg.start_soon(send, number)
-            for _ in range(10 * len(sizes)):
-                received.append(await server.receive_bytes())
+            received = [await server.receive_bytes() for _ in range(10 * len(sizes))]
         for number in range(10):
             mine = [data for data in received if data[:1] == bytes([number])]
             assert [len(data) for data in mine] == sizes[1:]
@@ -309,11 +308,12 @@ async def test_iter_text_and_iter_bytes_end_with_the_connection(pairs: Pairs) ->
             await client.send("b")
 
         tg.start_soon(send_bytes)
-        received = []
+        received = 0
         with pytest.raises(UnexpectedMessage):
             async for data in server.iter_bytes():
-                received.append(data)
-        assert received == [b"a"]
+                assert data == b"a"
+                received += 1
+        assert received == 1
 
 
 async def test_a_ping_is_answered_whatever_the_other_side_awaits(pairs: Pairs) -> None:
@@ -359,8 +359,9 @@ async def test_both_sides_see_how_the_connection_was_closed(
 ) -> None:
     async with pairs.connect() as ends:
         near, far = ends if closer == "client" else ends[::-1]
-        assert near.close_code is near.close_reason is None
-        assert near.state is ConnectionState.OPEN
+        assert near.close_code is None
+        assert near.close_reason is None
+        assert near.state.name == "OPEN"
         async with anyio.create_task_group() as tg:
             tg.start_soon(near.close, code, reason)
             assert [event async for event in far] == []

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, TaskGroup
+from anyio.lowlevel import checkpoint
 from wsproto.events import AcceptConnection, RejectConnection
 from wsproto.extensions import PerMessageDeflate as WsprotoDeflate
 
@@ -35,8 +33,15 @@ from asyncwebsockets import (
 )
 from asyncwebsockets.events import TextMessage
 
-from .conftest import Pairs
+from .conftest import until
 from .frames import REQUEST, frame
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from .conftest import Pairs
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("codec")]
 
@@ -126,9 +131,8 @@ async def test_where_to_listen_is_said_once() -> None:
 
 async def test_an_address_in_use_is_an_os_error() -> None:
     async with serving() as (server, _):
-        _, port = server.addresses[0]  # type: ignore[misc]
         with pytest.raises(OSError):
-            await serve(echo, "127.0.0.1", int(port))
+            await serve(echo, "127.0.0.1", server.port)
 
 
 # What a filter may say
@@ -500,7 +504,7 @@ async def plain(ws: Websocket) -> None:
 async def pushing(ws: Websocket) -> None:
     while True:
         await ws.send("x" * 1000)
-        await anyio.sleep(0)
+        await checkpoint()
 
 
 @pytest.mark.parametrize("handler", [nested, plain, pushing])
@@ -511,8 +515,7 @@ async def test_the_connections_own_end_is_a_normal_end_of_its_handler(
     caplog.set_level(logging.INFO)
     async with serving(handler) as (server, url), open_websocket(url) as ws:
         await (ws.close(4000) if end == "close" else ws.abort())
-        while server.connections:
-            await anyio.sleep(0.001)
+        await until(lambda: not (server.connections))
     assert not caplog.records
 
 
@@ -550,8 +553,7 @@ async def test_connections_beyond_the_limit_get_503(
                         pytest.fail("there were too many")
                 assert caught.value.status == 503
             await second.close()
-            while len(server.connections) > 1:
-                await anyio.sleep(0.001)
+            await until(lambda: not (len(server.connections) > 1))
             async with open_websocket(url, **client) as third:
                 await third.send("x")
                 assert await third.receive_text() == "x"
@@ -610,8 +612,7 @@ async def test_a_drain_says_1012_and_lets_handlers_finish() -> None:
     async with anyio.create_task_group() as tg:
         server, url, ended = await drained(tg, handler)
         async with open_websocket(url) as ws:
-            while not server.connections:
-                await anyio.sleep(0.001)
+            await until(lambda: bool(server.connections))
             await server.close(reason="restart")
             await ended.wait()
             assert finished == [1012]
@@ -668,8 +669,7 @@ async def test_a_drain_cancels_handlers_after_its_grace() -> None:
     async with anyio.create_task_group() as tg:
         server, url, ended = await drained(tg, stubborn)
         async with open_websocket(url) as ws:
-            while not server.connections:
-                await anyio.sleep(0.001)
+            await until(lambda: bool(server.connections))
             await server.close(grace=0.01)
             await ended.wait()
             assert cancelled == [True]
@@ -711,8 +711,7 @@ async def test_cancelling_serve_cancels_the_handlers() -> None:
                     assert ws.close_code == 1001
 
             outer.start_soon(client)
-            while not server.connections:
-                await anyio.sleep(0.001)
+            await until(lambda: bool(server.connections))
             tg.cancel_scope.cancel()
         assert cancelled == [True]
         await server.close()

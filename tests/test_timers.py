@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -26,6 +25,9 @@ from asyncwebsockets.events import Ping
 
 from .conftest import Stream, memory_pair
 from .frames import REQUEST, close_payload, frame, parse_frame
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("codec")]
 
@@ -79,9 +81,9 @@ async def test_a_silent_peer_is_dropped_after_interval_and_timeout() -> None:
         assert (first, payload[:2]) == (0x88, close_payload(1011))
 
 
-@pytest.mark.parametrize(("interval", "timeout"), [(20, 20), (5, 30), (30, 5), (20, None)])
-async def test_a_peer_that_answers_stays(interval: float, timeout: float | None) -> None:
-    settings = Settings(ping_interval=interval, ping_timeout=timeout)
+@pytest.mark.parametrize(("interval", "patience"), [(20, 20), (5, 30), (30, 5), (20, None)])
+async def test_a_peer_that_answers_stays(interval: float, patience: float | None) -> None:
+    settings = Settings(ping_interval=interval, ping_timeout=patience)
     async with serving(settings) as (near, ws), anyio.create_task_group() as tg:
         pings = 0
 
@@ -103,9 +105,9 @@ async def test_a_peer_that_answers_stays(interval: float, timeout: float | None)
         tg.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(("interval", "timeout"), [(20, 20), (5, 30), (30, 5)])
-async def test_silence_is_never_longer_than_both(interval: float, timeout: float) -> None:
-    settings = Settings(ping_interval=interval, ping_timeout=timeout)
+@pytest.mark.parametrize(("interval", "patience"), [(20, 20), (5, 30), (30, 5)])
+async def test_silence_is_never_longer_than_both(interval: float, patience: float) -> None:
+    settings = Settings(ping_interval=interval, ping_timeout=patience)
     async with serving(settings) as (near, ws), anyio.create_task_group() as tg:
         last = 0.0
 
@@ -119,7 +121,7 @@ async def test_silence_is_never_longer_than_both(interval: float, timeout: float
         tg.start_soon(answer)
         await ws.wait_closed()
         assert ws.close_code == 1011
-        assert trio.current_time() - last <= interval + timeout + 0.001
+        assert trio.current_time() - last <= interval + patience + 0.001
 
 
 async def test_any_message_is_a_sign_of_life() -> None:
