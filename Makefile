@@ -44,7 +44,8 @@ format: $(VENV)/.tools ## repair what lint can repair
 types: $(VENV)/.tools ## check types, and that users get them
 	$(BIN)/mypy $(PACKAGES) $(wildcard examples) tests .ci
 	for package in $(PACKAGES); do \
-		PYTHONPATH="$(CURDIR)" $(BIN)/pyright --pythonpath "$(CURDIR)/$(BIN)/python" \
+		PYTHONPATH="$(CURDIR):$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" \
+			$(BIN)/pyright --pythonpath "$(CURDIR)/$(BIN)/python" \
 			--verifytypes $$package --ignoreexternal || exit; \
 	done
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervised", "Supervisor"]
 
-logger = logging.getLogger("asyncwebsockets")
+logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
 # How long nobody may read from a connection before the supervisor does.
 _TAKEOVER = 0.2
@@ -52,8 +52,8 @@ class Supervisor:
 
     A connection is read by the task that receives from it. Where no task does, the supervisor
     reads in its place within a fraction of a second, so that pings are answered and a Close is
-    noticed; as soon as somebody receives again, it steps back. It has one task and one heap of timers,
-    however many connections there are, and sleeps while each is being read.
+    noticed; as soon as somebody receives again, it steps back. It has one task and one heap of
+    timers, however many connections there are, and sleeps while each is being read.
 
     Args:
         task_group: where its tasks run.
@@ -68,7 +68,7 @@ class Supervisor:
         self._look_at = math.inf
         self._wake = anyio.Event()
         #: Whether it still works: not once its scope is being left.
-        self.running = True
+        self.running: bool = True
 
     def add(self, connection: Supervised, deadline: float | None) -> None:
         """Look after a connection whose first deadline is given."""

@@ -20,7 +20,7 @@ from .errors import (
     ConnectionClosedLocally,
     ConnectionClosedOK,
 )
-from .events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+from .events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
 from .transport import IDLE_DRAIN, TransportLost
 
 if TYPE_CHECKING:
@@ -225,9 +225,9 @@ class WireChannel(Channel, Supervised):
         self.request = request
         self.response = response
         self.subprotocol = subprotocol
-        self.extensions = tuple(extensions)
+        self.extensions: Sequence[Extension] = tuple(extensions)
         self.settings = settings
-        self.on_end = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
         self._transport = transport
         self._codec = codec
         self._role = role
@@ -245,7 +245,8 @@ class WireChannel(Channel, Supervised):
         # Whether a failed connection waits for the peer to see why.
         self._lingers = True
 
-        self._queue: deque[Event] = deque()
+        # Events and their sizes.
+        self._queue: deque[tuple[Event, int]] = deque()
         self._queued = 0
         self._control_events = 0
         self._undecoded = True
@@ -339,7 +340,7 @@ class WireChannel(Channel, Supervised):
                 await self._pace.step(0)
                 raise self._ending()
             if self._queue:
-                await self._pace.step(size_of(self._queue[0]))
+                await self._pace.step(self._queue[0][1])
             else:
                 await self._read_until(self._receivable)
             if not self._queue:
@@ -352,12 +353,12 @@ class WireChannel(Channel, Supervised):
         return bool(self._queue) or self._ended or self._closed_locally
 
     def _pop(self) -> Event:
-        event = self._queue.popleft()
+        event, size = self._queue.popleft()
         stalled = self._full
         if isinstance(event, (Ping, Pong)):
             self._control_events -= 1
         else:
-            self._queued -= _cost(event)
+            self._queued -= max(size, _EVENT_COST)
         if stalled and not self._full:
             # Tasks that wait for something else may read on.
             self._stalled = True
@@ -504,9 +505,10 @@ class WireChannel(Channel, Supervised):
             if self._control_events >= _MAX_CONTROL_EVENTS:
                 return
             self._control_events += 1
-        else:
-            self._queued += _cost(event)
-        self._queue.append(event)
+        size = size_of(event)
+        if isinstance(event, Message):
+            self._queued += max(size, _EVENT_COST)
+        self._queue.append((event, size))
 
     def _on_close(self, event: CloseConnection) -> None:
         self._code, self._reason = int(event.code), event.reason or ""
@@ -855,10 +857,6 @@ class WireChannel(Channel, Supervised):
             self._supervisor.remove(self)
         self._announce_turn()
         self._finished.set()
-
-
-def _cost(event: Event) -> int:
-    return max(size_of(event), _EVENT_COST)
 
 
 def _clip(reason: str) -> str:

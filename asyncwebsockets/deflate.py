@@ -69,7 +69,7 @@ class PerMessageDeflate(Extension):
     def __init__(self, options: Deflate) -> None:
         self.options = options
         #: Whether the message of the last data frame's header is compressed.
-        self.compressed = False
+        self.compressed: bool = False
         self._enabled = False
         self._server_bits = options.server_max_window_bits
         self._client_bits = options.client_max_window_bits

@@ -63,7 +63,7 @@ class InvalidHandshake(HandshakeError):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.headers = list(headers)
+        self.headers: list[tuple[bytes, bytes]] = list(headers)
 
 
 class Rejected(HandshakeError):
@@ -82,7 +82,7 @@ class Rejected(HandshakeError):
     ) -> None:
         super().__init__(f"the handshake was answered with status {status}, expected 101")
         self.status = status
-        self.headers = list(headers)
+        self.headers: list[tuple[bytes, bytes]] = list(headers)
         self.body = body
 
 

@@ -63,7 +63,10 @@ def normalize_headers(headers: HeadersLike | None) -> RawHeaders:
     """
     if headers is None:
         return []
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    # Type checkers do not see that what is no mapping is an iterable of pairs.
+    pairs: Iterable[tuple[str | bytes, str | bytes]] = (
+        headers.items() if isinstance(headers, Mapping) else headers
+    )
     return [(_field_name(name), _field_value(name, value)) for name, value in pairs]
 
 
@@ -154,7 +157,7 @@ class ServerHandshake:
         self._key = b""
         self._request: Request | None = None
         #: Whether the request asks for a WebSocket; if not, it is plain HTTP.
-        self.upgrade = False
+        self.upgrade: bool = False
 
     def receive_data(self, data: bytes) -> Request | None:
         """Take bytes from the client, b"" for the end of its side.
@@ -473,7 +476,7 @@ class ClientHandshake:
         #: The bytes to send.
         self.request_data: bytes = data
         #: The request as an object.
-        self.request = Request(
+        self.request: Request = Request(
             host=fields[0][1].decode("latin-1"),
             target=target,
             extensions=offers,
@@ -488,7 +491,7 @@ class ClientHandshake:
         #: What both sides have agreed on.
         self.extensions: list[Extension] = []
         #: The body of a response that is not 101, as far as it came and was kept.
-        self.body = b""
+        self.body: bytes = b""
 
     def receive_data(self, data: bytes) -> Response | None:
         """Take bytes from the server, b"" for the end of its side.

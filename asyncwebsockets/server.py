@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "create_websocket_server", "open_websocket_server", "serve"]
 
-logger = logging.getLogger("asyncwebsockets")
+logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
 # The seconds in which an answer is to be written after the handshake ran out of time.
 _LAST_WORDS = 1.0
@@ -167,6 +167,7 @@ class _Handshaking:
         """Shake hands. Unless it returns, the transport is closed in the end."""
         settings = self._settings
         transport: Transport | None = None
+        handshake: ServerHandshake | None = None
         result: Opened | BaseException | None = None
         try:
             if settings.open_timeout is not None:
@@ -182,7 +183,7 @@ class _Handshaking:
                 result = await self._attempt(transport, handshake)
             if result is None:
                 result = self._out_of_time()
-                if transport is not None and not self._answering:
+                if transport is not None and handshake is not None and not self._answering:
                     status = result.status if isinstance(result, Rejected) else 408
                     if self._request is not None:
                         status = 503

@@ -40,7 +40,7 @@ class Transport(ABC):
     """
 
     #: Counts the pieces that went out, so that progress can be told from a stall.
-    pieces_sent: int = 0
+    pieces_sent: int
 
     @abstractmethod
     async def receive(self) -> bytes:
@@ -147,6 +147,7 @@ class StreamTransport(Transport):
 
     def __init__(self, stream: ByteStream | ObjectStream[bytes]) -> None:
         read_on_demand(stream)
+        self.pieces_sent: int = 0
         self._stream = stream
         self._closed = False
         raw = stream.extra(SocketAttribute.raw_socket, None)

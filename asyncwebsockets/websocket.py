@@ -498,11 +498,11 @@ class MessageStream:
     def __init__(self, websocket: Websocket) -> None:
         self._websocket = websocket
         #: Whether a piece was handed out.
-        self.begun = False
+        self.begun: bool = False
         #: Whether the message's last piece has come.
-        self.finished = False
+        self.finished: bool = False
         #: Whether the block around it was left.
-        self.closed = False
+        self.closed: bool = False
 
     def __aiter__(self) -> MessageStream:
         return self

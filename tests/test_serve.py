@@ -124,7 +124,7 @@ async def test_ready_sockets() -> None:
 async def test_where_to_listen_is_said_once() -> None:
     for kwargs in ({}, {"port": 0, "uds": "x"}, {"uds": "x", "sockets": []}):
         with pytest.raises(ValueError, match="exactly one of port, uds and sockets"):
-            await serve(echo, **kwargs)  # type: ignore[arg-type]
+            await serve(echo, **kwargs)
     with pytest.raises(ValueError, match="a port with the host"):
         await serve(echo, "127.0.0.1", uds="x")
 
