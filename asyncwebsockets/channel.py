@@ -90,8 +90,9 @@ class Channel(ABC):
     async def receive(self) -> Event:
         """Return the next message, or a piece of one, or a ping or pong.
 
+        One task at a time calls it. Cancelling it loses nothing.
+
         Raises:
-            anyio.BusyResourceError: another task is receiving.
             ConnectionClosed: there is no more; which one says how the connection ended.
         """
 
@@ -250,7 +251,6 @@ class WireChannel(Channel, Supervised):
         self._queued = 0
         self._control_events = 0
         self._undecoded = True
-        self._receiving = False
         self._reading = False
         self._eof = False
         self._waiting = 0
@@ -272,6 +272,8 @@ class WireChannel(Channel, Supervised):
         self._broken = False
 
         self._pings: list[_PingWaiter] = []
+        # The payloads of pings whose callers were cancelled: their pongs are no events either.
+        self._given_up: deque[bytes] = deque(maxlen=_MAX_PONGS)
         self._latency: float | None = None
 
         # Keepalive: signs of life since the last look, and the first ping without one after it.
@@ -332,22 +334,17 @@ class WireChannel(Channel, Supervised):
 
     async def receive(self) -> Event:
         """Return the next message, or a piece of one, or a ping or pong."""
-        if self._receiving:
-            raise anyio.BusyResourceError("receiving from")
-        self._receiving = True
-        try:
-            if self._closed_locally:
-                await self._pace.step(0)
-                raise self._ending()
-            if self._queue:
-                await self._pace.step(self._queue[0][1])
-            else:
-                await self._read_until(self._receivable)
-            if not self._queue:
-                raise self._ending()
+        if self._closed_locally:
+            await self._pace.step(0)
+        elif self._queue:
+            await self._pace.step(self._queue[0][1])
+        else:
+            await self._read_until(self._receivable)
+        if self._queue:
             return self._pop()
-        finally:
-            self._receiving = False
+        if self._supervisor is None and not self._closed_locally:
+            await self._finish()
+        raise self._ending()
 
     def _receivable(self) -> bool:
         return bool(self._queue) or self._ended or self._closed_locally
@@ -363,6 +360,8 @@ class WireChannel(Channel, Supervised):
             # Tasks that wait for something else may read on.
             self._stalled = True
             self._announce_turn()
+            if self._supervisor is not None:
+                self._supervisor.look_soon()
         return event
 
     @property
@@ -441,6 +440,12 @@ class WireChannel(Channel, Supervised):
             if self._supervisor is not None or self._deadline is None:
                 return await self._transport.receive()
             data = None
+            now = anyio.current_time()
+            if now >= self._deadline:
+                # Nobody has read since then: the silence was ours.
+                self._stalled = True
+                self._deadline = self.on_deadline(now)
+                return None
             with anyio.CancelScope(deadline=self._deadline):
                 data = await self._transport.receive()
             if data is None:
@@ -461,11 +466,12 @@ class WireChannel(Channel, Supervised):
 
     async def _after_reading(self) -> None:
         """Do what a supervisor would do in the background."""
-        if self._ended:
-            if not self._closed_locally and not self._finishing:
-                await self._finish()
-        elif self._frames_queued > self._frames_written:
-            await self._flush_quietly()
+        if self._ended and not (self._closed_locally or self._finishing or self._queue):
+            await self._finish()
+        elif self._frames_queued > self._frames_written and not self._writing:
+            # A peer that does not read is given no more time than a silent one.
+            with anyio.move_on_after(self.settings.ping_timeout):
+                await self._flush_quietly()
 
     def _announce_turn(self) -> None:
         if self._waiting:
@@ -585,12 +591,18 @@ class WireChannel(Channel, Supervised):
                 raise self._unsendable()
             if not self._writing:
                 await self._write()
+                if self._supervisor is None and not self._write_waiters:
+                    # Pongs that came meanwhile have nobody else to write them.
+                    mark = self._frames_queued
                 continue
             self._write_waiters += 1
             try:
                 await self._written.wait()
             finally:
                 self._write_waiters -= 1
+                if not self._write_waiters:
+                    # If this one is cancelled, nobody else is there to write its frames.
+                    self._flush_soon()
 
     async def _write(self, *, shielded: bool = True) -> None:
         """Write every frame that is queued."""
@@ -666,11 +678,14 @@ class WireChannel(Channel, Supervised):
         self._check_sendable()
         waiter = self._queue_ping(payload)
         try:
-            await self._flush()
+            if not self._writing:
+                # Otherwise it goes out with what is written next, and reading must not wait.
+                await self._flush()
             await self._read_until(lambda: waiter.answered_after is not None or self._ended)
         finally:
             if waiter in self._pings:
                 self._pings.remove(waiter)
+                self._given_up.append(waiter.payload)
         if waiter.answered_after is None:
             raise self._ending()
         return waiter.answered_after
@@ -696,6 +711,9 @@ class WireChannel(Channel, Supervised):
                 self._latency = waiter.answered_after
                 del self._pings[: index + 1]
                 return True
+        if event.payload in self._given_up:
+            self._given_up.remove(event.payload)
+            return True
         return False
 
     # Under supervision
@@ -773,13 +791,16 @@ class WireChannel(Channel, Supervised):
 
     async def fail(self, code: int, reason: str) -> None:
         """End the connection as broken: Close with this code, then no more reading."""
+        self._drop_queue()
         self._fail(code, reason)
         if self._supervisor is None:
             await self._finish()
 
     async def abort(self, code: int | None = None) -> None:
         """End the connection at once; a Close goes before if it need not wait."""
-        if code is not None and self._state is ConnectionState.OPEN and not self._writing:
+        sendable = self._state is ConnectionState.OPEN and not self._writing
+        self._closed_locally = True
+        if code is not None and sendable:
             self._state = ConnectionState.LOCAL_CLOSING
             self._queue_frame(CloseConnection(code, ""))
             with (
@@ -787,12 +808,18 @@ class WireChannel(Channel, Supervised):
                 suppress(ConnectionClosed),
             ):
                 await self._write(shielded=False)
-        self._closed_locally = True
+                self._sent_close(code)
         self._drop_queue()
         self._lost("aborted by this side")
+        await self._transport.abort()
         if not self._finishing:
             self._finishing = True
             await self._conclude()
+
+    def _sent_close(self, code: int) -> None:
+        self._state = ConnectionState.CLOSED
+        self._record(code, "aborted by this side")
+        self._end()
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended."""

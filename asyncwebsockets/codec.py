@@ -178,7 +178,7 @@ class PureCodec(Codec):
     def _inflate(self) -> Event:
         assert self._inflater is not None
         try:
-            data = self._inflater.read(_SLICE)
+            data = self._inflater.read(_SLICE) if self._inflater.pending else b""
         except zlib.error as exc:
             raise CodecError(1007, f"invalid DEFLATE data: {exc}") from None
         return self._piece(data, (False, False) if self._inflater.pending else self._ends)

@@ -258,12 +258,15 @@ class Inflater:
         self._input = b""
         self._last = False
         self._pending = False
+        self._over = False
 
     def feed(self, data: bytes, last: bool) -> None:
         """Take compressed bytes; `last` says that they end the message."""
+        # After a final block, what completes an empty one may still come in a frame of its own.
+        self._pending = not (self._over and last and len(data) <= 1)
+        self._over = self._over and not last
         self._input = data + _TAIL if last else data
         self._last = last
-        self._pending = True
 
     @property
     def pending(self) -> bool:
@@ -290,6 +293,7 @@ class Inflater:
                 rest = b""
             self._input = rest
             self._pending = bool(rest)
+            self._over = not self._last
         else:
             # A full slice may leave output inside zlib though all input was taken.
             self._pending = bool(self._input) or len(data) == size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,7 +20,7 @@ from wsproto.events import (
 from wsproto.events import Request as _Request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "AcceptConnection",
@@ -121,7 +122,8 @@ class Reject:
         body: bytes, or an async iterable of bytes.
 
     Raises:
-        ValueError: the status is none that can end a request.
+        ValueError: the status is none that can end a request, or one that has no body.
+        TypeError: the body is neither bytes nor an async iterable.
     """
 
     status: int = 403
@@ -131,3 +133,7 @@ class Reject:
     def __post_init__(self) -> None:
         if not 200 <= self.status <= 599:
             raise ValueError(f"expected a final HTTP status from 200 to 599, got {self.status}")
+        if not isinstance(self.body, (bytes, AsyncIterable)):
+            raise TypeError(f"expected a body of bytes or an async iterable, got {self.body!r}")
+        if self.status in (204, 304) and self.body != b"":
+            raise ValueError(f"expected no body with status {self.status}")

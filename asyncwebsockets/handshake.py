@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import urlsplit
 
 import h11
 
 from ._grammar import is_token, parse_extension, split_list
-from .errors import InvalidHandshake
+from .errors import HandshakeError, InvalidHandshake
 from .events import Request, Response
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ _OWN_FIELDS = frozenset(
         b"sec-websocket-version",
     )
 )
+
+_ABSOLUTE_FORM = re.compile(r"(?:http|https|ws|wss)://([^/?#@]+)(?=[/?]|$)", re.IGNORECASE)
 
 # Fields that would put a body where none belongs.
 _BODY_FIELDS = frozenset((b"content-length", b"transfer-encoding"))
@@ -167,6 +169,7 @@ class ServerHandshake:
 
         Raises:
             InvalidHandshake: the request cannot be accepted; its status and headers answer it.
+            HandshakeError: the client left without a request; there is nothing to answer.
         """
         self._received += len(data)
         try:
@@ -179,7 +182,7 @@ class ServerHandshake:
         if event is h11.NEED_DATA:
             return None
         if not isinstance(event, h11.Request):
-            raise InvalidHandshake("the client left before its request was complete")
+            raise HandshakeError("the client left without a request")
         if (
             self._max_size is not None
             and self._received - len(self._connection.trailing_data[0]) > self._max_size
@@ -210,13 +213,13 @@ class ServerHandshake:
         host = _values(headers, b"host")
         target = event.target.decode("ascii")
         authority = host[0].decode("latin-1") if host else ""
-        if "://" in target.partition("?")[0]:
-            # The absolute form, whose authority overrides Host (RFC 9112 section 3.2.2).
-            url = urlsplit(target)
-            authority = url.netloc
-            target = target[len(url.scheme) + 3 + len(url.netloc) :]
+        absolute = _ABSOLUTE_FORM.match(target)
+        if absolute is not None:
+            # Its authority overrides Host (RFC 9112 section 3.2.2).
+            authority = absolute[1]
+            target = target[absolute.end() :]
             target = target if target.startswith("/") else f"/{target}"
-        if not target.startswith("/"):
+        if not target.startswith("/") or "#" in target:
             raise InvalidHandshake(f"expected a path as the request target, got {target!r}")
         return Request(
             host=authority,
@@ -330,6 +333,13 @@ class ServerHandshake:
         """
         headers = normalize_headers(response.headers)
         names = {name.lower() for name, _ in headers}
+        if isinstance(response.body, bytes) and names & _BODY_FIELDS:
+            size = str(len(response.body)).encode("ascii")
+            if b"transfer-encoding" in names or _values(headers, b"content-length") != [size]:
+                raise ValueError(
+                    f"expected no Transfer-Encoding and a Content-Length of {len(response.body)} "
+                    "with a body of that many bytes"
+                )
         if isinstance(response.body, bytes) and not names & _BODY_FIELDS:
             # A response without a body by its status has no length either.
             if response.status not in (204, 304):
@@ -517,6 +527,8 @@ class ClientHandshake:
                     headers = [(bytes(n), bytes(v)) for n, v in event.headers.raw_items()]
                     self._response = Response(event.status_code, headers)
                     if event.status_code == 101:
+                        if event.http_version < b"1.1":
+                            raise InvalidHandshake("expected a 101 of HTTP/1.1, got HTTP/1.0")
                         self._check_switch(headers)
                         return self._response
                 elif isinstance(event, h11.Data):

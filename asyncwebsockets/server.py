@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
-import stat
+import socket
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -32,9 +33,8 @@ from .transport import (
 from .websocket import check_close
 
 if TYPE_CHECKING:
-    import socket
     import ssl as _ssl
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
     from types import EllipsisType
 
     from anyio.abc import ByteStream, TaskGroup, TaskStatus
@@ -59,6 +59,22 @@ _MAX_REFUSALS = 64
 
 # What accept() fails with when the machine is short of something, for a while.
 _SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+
+# What accept() fails with on account of one connection only.
+_LOST = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOPROTOOPT,
+        errno.ENOTCONN,
+        errno.EPERM,
+        errno.EPROTO,
+    )
+)
 
 _UPGRADE_REQUIRED = (
     (b"Upgrade", b"websocket"),
@@ -275,7 +291,10 @@ class _Handshaking:
             request = handshake.receive_data(await transport.receive())
         self._request = request
         if not handshake.upgrade:
-            answer = await self._on_http(request) if self._on_http is not None else None
+            answer = None
+            if self._on_http is not None:
+                with stray_cancellations():
+                    answer = await self._on_http(request)
             if answer is not None:
                 return answer
             if request.method == "HEAD":
@@ -306,7 +325,8 @@ class _Handshaking:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(watch)
             try:
-                result = await filter(request)
+                with stray_cancellations():
+                    result = await filter(request)
                 done = True
             except anyio.get_cancelled_exc_class():
                 raise
@@ -339,6 +359,21 @@ class _Handshaking:
             end = handshake.reject_body(None)
             if end:
                 await transport.send(end)
+
+
+@contextlib.contextmanager
+def stray_cancellations() -> Generator[None, None, None]:
+    """Turn a cancellation that nobody here has asked for into an error of the code within.
+
+    On asyncio, an awaited task that was cancelled raises CancelledError in the one who awaits
+    it; that must not look like the end of the whole server.
+    """
+    try:
+        yield
+    except anyio.get_cancelled_exc_class() as exc:
+        if anyio.current_effective_deadline() == -math.inf:
+            raise
+        raise RuntimeError("a cancellation came out of something that was awaited") from exc
 
 
 def _as_raw(response: Reject) -> list[tuple[bytes, bytes]]:
@@ -380,7 +415,8 @@ class Server:
         self._idle = anyio.Event()
         self._closing = anyio.Event()
         self._closed = anyio.Event()
-        self._drain_with = (1012, "", settings.drain_timeout)
+        self._drain_with = (1012, "")
+        self._grace = anyio.CancelScope()
 
     @property
     def addresses(self) -> list[Address]:
@@ -418,17 +454,21 @@ class Server:
         Args:
             code: as in :meth:`Websocket.close`.
             reason: as in :meth:`Websocket.close`.
-            grace: seconds, None for no limit; ``drain_timeout`` by default.
+            grace: seconds, None for no limit; ``drain_timeout`` by default. A second call may
+                shorten it.
 
         Raises:
             ValueError: the code may not be sent, or the reason is too long.
         """
         code = check_close(code, reason)
+        if grace is ...:
+            grace = self._settings.drain_timeout
         if not self._closing.is_set():
-            if grace is ...:
-                grace = self._settings.drain_timeout
-            self._drain_with = (code, reason, grace)
+            self._drain_with = (code, reason)
             self._closing.set()
+        if grace is not None:
+            deadline = anyio.current_time() + grace
+            self._grace.deadline = min(self._grace.deadline, deadline)
         await self._closed.wait()
 
     async def run(self) -> None:
@@ -444,10 +484,10 @@ class Server:
             self._closed.set()
 
     async def _drain(self) -> None:
-        code, reason, grace = self._drain_with
+        code, reason = self._drain_with
         for listener in self._listeners:
             await listener.aclose()
-        with anyio.move_on_after(grace):
+        with self._grace:
             for handshake in self._handshakes:
                 handshake.drain()
             for websocket in self._websockets:
@@ -466,11 +506,17 @@ class Server:
                 return
             except (OSError, anyio.BrokenResourceError) as exc:
                 cause = exc if isinstance(exc, OSError) else exc.__cause__
-                if isinstance(cause, OSError) and cause.errno in _SHORTAGES:
+                if self._closing.is_set():
+                    return
+                if not isinstance(cause, OSError):
+                    raise
+                if cause.errno in _SHORTAGES:
                     logger.warning("cannot accept connections for now: %s", cause)
                     await anyio.sleep(0.1)
-                else:
+                elif cause.errno in _LOST:
                     logger.debug("a connection was lost before it was accepted: %s", cause)
+                else:
+                    raise
                 continue
             self._count += 1
             if self._over_limit():
@@ -548,11 +594,17 @@ class Server:
 
     async def _handle(self, websocket: Websocket) -> None:
         if self._closing.is_set():
-            await websocket.close(*self._drain_with[:2])
+            await websocket.close(*self._drain_with)
             return
         try:
             async with websocket:
-                await self._handler(websocket)
+                try:
+                    with stray_cancellations():
+                        await self._handler(websocket)
+                except anyio.get_cancelled_exc_class():
+                    if self._closing.is_set():
+                        await websocket.abort(self._drain_with[0])
+                    raise
         except Exception as exc:
             if websocket.is_end(exc):
                 logger.debug("the handler of %r ended with the connection: %s", websocket, exc)
@@ -607,6 +659,7 @@ async def serve(
     if host is not None and port is None:
         raise ValueError("expected a port with the host")
     listeners = await _listen(host, port, uds, sockets)
+    own = _identity(uds) if uds is not None else None
     try:
         async with anyio.create_task_group() as task_group:
             server = Server(
@@ -619,8 +672,8 @@ async def serve(
         with anyio.CancelScope(shield=True):
             for listener in listeners:
                 await listener.aclose()
-            if uds is not None:
-                _unlink(uds)
+            if uds is not None and own is not None and _identity(uds) == own:
+                os.unlink(uds)
 
 
 async def _listen(
@@ -632,14 +685,20 @@ async def _listen(
     if uds is not None:
         return [await anyio.create_unix_listener(uds)]
     if sockets is not None:
-        return [await SocketListener.from_socket(sock) for sock in sockets]
+        ready = list(sockets)
+        for sock in ready:
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ValueError(f"expected sockets that listen, got {sock}")
+        return [await SocketListener.from_socket(sock) for sock in ready]
     assert port is not None
     multi = await anyio.create_tcp_listener(local_host=host, local_port=port)
     return [listener for listener in multi.listeners if isinstance(listener, SocketListener)]
 
 
-def _unlink(path: str | os.PathLike[str]) -> None:
-    """Remove the Unix socket's file, unless it was replaced by something else."""
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            os.unlink(path)
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return what tells a socket's file from another one at the same path."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

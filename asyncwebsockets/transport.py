@@ -220,7 +220,10 @@ class StreamTransport(Transport):
             return
         try:
             self._notify_closing()
-            with contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream, OSError):
+            # TLS wants to read in its closing, which another task may be at.
+            with contextlib.suppress(
+                anyio.BrokenResourceError, anyio.BusyResourceError, anyio.EndOfStream, OSError
+            ):
                 await self._stream.aclose()
         finally:
             self._mark_closed()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import asynccontextmanager
+from collections import deque
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -29,7 +30,7 @@ if sys.version_info < (3, 11):
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
     from types import TracebackType
 
     from wsproto.extensions import Extension
@@ -41,6 +42,9 @@ __all__ = ["MessageStream", "MessageWriter", "Websocket"]
 
 #: What can be sent as one message or piece.
 Data: TypeAlias = "str | bytes | bytearray | memoryview[Any]"
+
+# Pieces shorter than that are joined to longer ones, that many at a time.
+_SHORT = 1024
 
 # They say how a connection ended and are not sent (RFC 6455 section 7.4.1).
 _UNSENDABLE_CODES = (1005, 1006, 1015)
@@ -73,10 +77,9 @@ class Websocket:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        # The pieces of a message whose end has not been received yet, and their size.
-        self._pieces: list[Any] = []
-        self._size = 0
-        self._streaming = False
+        # The pieces of a message whose end has not been received yet.
+        self._pieces = _Pieces()
+        self._receiving = False
         # Whether the pieces still to come belong to a message that was left half read.
         self._skipping = False
         # The task that has begun a fragmented message, its kind, and the event of its end.
@@ -190,29 +193,36 @@ class Websocket:
             ConnectionClosedLocally: this side has closed the connection.
             anyio.BusyResourceError: another task is receiving.
         """
-        if self._streaming:
+        with self._receiver():
+            while True:
+                event = await self._next_piece()
+                if not isinstance(event, Message):
+                    return event
+                size = self._pieces.size + size_of(event)
+                limit = self._channel.settings.max_message_size
+                if limit is not None:
+                    coming = 0 if event.frame_finished else self._channel.announced
+                    if size + coming > limit:
+                        await self._refuse(size + coming, limit)
+                if event.message_finished and not self._pieces:
+                    return event if event.frame_finished else type(event)(event.data)
+                self._pieces.add(event.data, size)
+                if event.message_finished:
+                    pieces = self._pieces.take()
+                    if isinstance(event, TextMessage):
+                        return TextMessage("".join(pieces))
+                    return BytesMessage(b"".join(pieces))
+
+    @contextmanager
+    def _receiver(self) -> Generator[None, None, None]:
+        """Let one task at a time receive."""
+        if self._receiving:
             raise anyio.BusyResourceError("receiving from")
-        while True:
-            event = await self._next_piece()
-            if not isinstance(event, Message):
-                return event
-            size = self._size + size_of(event)
-            limit = self._channel.settings.max_message_size
-            if limit is not None:
-                coming = 0 if event.frame_finished else self._channel.announced
-                if size + coming > limit:
-                    await self._refuse(size + coming, limit)
-            if event.message_finished and not self._pieces:
-                return event if event.frame_finished else type(event)(event.data)
-            self._size = size
-            if event.data:
-                self._pieces.append(event.data)
-            if event.message_finished:
-                pieces = self._pieces
-                self._drop_pieces()
-                if isinstance(event, TextMessage):
-                    return TextMessage("".join(pieces))
-                return BytesMessage(b"".join(pieces))
+        self._receiving = True
+        try:
+            yield
+        finally:
+            self._receiving = False
 
     async def _next_piece(self) -> Event:
         """Return the channel's next event, what is to be skipped left out."""
@@ -222,12 +232,8 @@ class Websocket:
                 return event
             self._skipping = not event.message_finished
 
-    def _drop_pieces(self) -> None:
-        self._pieces = []
-        self._size = 0
-
     async def _refuse(self, size: int, limit: int) -> None:
-        self._drop_pieces()
+        self._pieces.take()
         reason = f"a message of {size} bytes or more, the limit is {limit}"
         await self._channel.fail(1009, reason)
         raise self._error(1009, reason)
@@ -300,26 +306,23 @@ class Websocket:
         Raises:
             anyio.BusyResourceError: another task is receiving.
         """
-        if self._streaming:
-            raise anyio.BusyResourceError("receiving from")
-        self._streaming = True
-        stream = MessageStream(self)
-        try:
-            yield stream
-        finally:
-            self._streaming = False
-            stream.closed = True
-            # What was handed out is not handed out again, and the rest is no message.
-            self._skipping = stream.begun and not stream.finished
-            if self._skipping:
-                self._drop_pieces()
+        with self._receiver():
+            stream = MessageStream(self)
+            try:
+                yield stream
+            finally:
+                stream.closed = True
+                # What was handed out is not handed out again, and the rest is no message.
+                if stream.begun:
+                    self._pieces.take()
+                    self._skipping = not stream.finished
 
     async def next_piece(self, stream: MessageStream) -> str | bytes | None:
         """Return the next piece for a stream, None at the end of its message."""
         piece: str | bytes
         if self._pieces:
             # They were collected by a `receive` that was cancelled.
-            piece = self._pieces.pop(0)
+            piece = self._pieces.pop()
             return piece
         while not stream.finished:
             try:
@@ -354,11 +357,17 @@ class Websocket:
             ConnectionClosedLocally: this side has closed the connection.
         """
         kind, payload = _check_data(data)
-        await self._pace.step(len(payload))
-        if self._owner is None and final:
-            await self._channel.send(kind(payload))
-        else:
-            await self._send_fragment(kind, payload, final)
+        try:
+            await self._pace.step(len(payload))
+            if self._owner is None and final:
+                await self._channel.send(kind(payload))
+            else:
+                await self._send_fragment(kind, payload, final)
+        except anyio.get_cancelled_exc_class():
+            # Its owner does not know which fragments are in the message, and others wait.
+            if self._owns_message():
+                await self._channel.abort(1011)
+            raise
 
     async def _send_fragment(
         self, kind: type[TextMessage | BytesMessage], payload: Any, final: bool
@@ -383,6 +392,9 @@ class Websocket:
         except ValueError:
             self._owner, self._fragments = before
             raise
+
+    def _owns_message(self) -> bool:
+        return self._owner is not None and self._owner == anyio.get_current_task().id
 
     def _release(self) -> None:
         """Let others send."""
@@ -413,12 +425,12 @@ class Websocket:
         writer = MessageWriter(self)
         try:
             yield writer
-        except BaseException:
             if writer.kind is not None:
+                await self.send(writer.kind())
+        except BaseException:
+            if self._owns_message():
                 await self._channel.abort(1011)
             raise
-        if writer.kind is not None:
-            await self.send(writer.kind())
 
     async def ping(self, payload: bytes | str | None = None) -> float:
         """Send a ping, wait for its pong, and return the seconds between (RFC 6455 section 5.5.2).
@@ -457,9 +469,16 @@ class Websocket:
         await checkpoint_if_cancelled()
         await self._channel.close(code, reason)
 
-    async def abort(self) -> None:
-        """End the connection at once, without a closing handshake."""
-        await self._channel.abort()
+    async def abort(self, code: int | None = None) -> None:
+        """End the connection at once, without a closing handshake.
+
+        Args:
+            code: of a Close that goes before, if that needs no waiting.
+
+        Raises:
+            ValueError: the code is none that may be sent.
+        """
+        await self._channel.abort(check_close(code, "") if code is not None else None)
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended, for handlers that only send."""
@@ -490,6 +509,45 @@ class Websocket:
             await self.close(1011, "")
         else:
             await self._channel.abort(1001)
+
+
+class _Pieces:
+    """Collects a message that comes in pieces, however small, in little more than its size."""
+
+    def __init__(self) -> None:
+        self._long: deque[Any] = deque()
+        self._short: list[Any] = []
+        #: The bytes of the message so far.
+        self.size: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._long or self._short)
+
+    def add(self, piece: str | bytes, size: int) -> None:
+        """Take the next piece; `size` is that of the message with it."""
+        self.size = size
+        if piece:
+            self._short.append(piece)
+            # An object each for pieces of a few bytes would take many times their size.
+            if len(piece) >= _SHORT or len(self._short) >= _SHORT:
+                self._long.append(piece[:0].join(self._short))
+                self._short.clear()
+
+    def pop(self) -> Any:
+        """Take out the first piece."""
+        if self._long:
+            return self._long.popleft()
+        piece = self._short[0][:0].join(self._short)
+        self._short.clear()
+        return piece
+
+    def take(self) -> list[Any]:
+        """Take out all pieces, and start anew."""
+        pieces = [*self._long, *self._short]
+        self._long.clear()
+        self._short.clear()
+        self.size = 0
+        return pieces
 
 
 class MessageStream:
@@ -531,10 +589,8 @@ class MessageWriter:
             TypeError: the data is of the other kind than the pieces before.
             ConnectionClosed: as :meth:`Websocket.send`.
         """
-        kind, _ = _check_data(data)
-        if self.kind is None:
-            self.kind = str if kind is TextMessage else bytes
         await self._websocket.send(data, final=False)
+        self.kind = str if isinstance(data, str) else bytes
 
 
 def _check_data(data: Data) -> tuple[type[TextMessage | BytesMessage], Any]:

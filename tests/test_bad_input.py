@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ from asyncwebsockets import (
     open_websocket_client,
     open_websocket_server,
 )
-from asyncwebsockets.events import Ping
+from asyncwebsockets.events import Ping, TextMessage
 
+from .conftest import until
 from .frames import KEY, REQUEST, accept_for, close_payload, frame, parse_frame, response_for
 from .test_codec import BAD_FRAMES
 
@@ -249,6 +251,69 @@ async def test_a_handler_that_does_not_receive_stalls_the_peer(pairs: Pairs) -> 
         assert sent < total
         for _ in range(total):
             assert len(await ws.receive_bytes()) == 100_000
+
+
+async def test_nothing_is_received_after_a_message_that_was_too_big(pairs: Pairs) -> None:
+    async with raw_client(pairs, Settings(max_message_size=100)) as (raw, ws):
+        piece = b"x" * 60
+        await raw.send(
+            frame(2, piece, fin=False, masked=True)
+            + frame(0, piece, fin=False, masked=True)
+            + frame(0, piece, masked=True)
+            + frame(1, b"next", masked=True)
+        )
+        for _ in range(3):
+            with pytest.raises(ConnectionClosedError) as caught:
+                await ws.receive()
+            assert caught.value.code == 1009
+
+
+async def test_tiny_fragments_take_little_more_than_their_size(pairs: Pairs) -> None:
+    if pairs.kind != "memory":
+        return
+    async with raw_client(pairs, Settings(ping_interval=None)) as (raw, ws):
+        count = 20_000
+        fragments = frame(2, fin=False, masked=True) + frame(0, b"x", fin=False, masked=True) * 1000
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(ws.receive)
+                await raw.send(fragments)
+                for _ in range(count // 1000 - 1):
+                    await raw.send(fragments[6:])
+                await until(lambda: ws._pieces.size == count)
+                # As objects of their own the pieces would take a megabyte.
+                assert tracemalloc.get_traced_memory()[0] - before < 300_000
+                tg.cancel_scope.cancel()
+        finally:
+            tracemalloc.stop()
+        await raw.send(frame(0, b"!", masked=True))
+        assert await ws.receive_bytes() == b"x" * count + b"!"
+
+
+async def test_the_pong_of_a_ping_that_was_given_up_is_no_event(pairs: Pairs) -> None:
+    async with raw_client(pairs) as (raw, ws):
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(ws.ping, b"mine")
+            assert await raw.frame() == (0x89, b"mine")
+            tg.cancel_scope.cancel()
+        await raw.send(frame(10, b"mine", masked=True) + frame(1, b"x", masked=True))
+        event = await ws.receive()
+        assert isinstance(event, TextMessage)
+
+
+async def test_a_peer_that_closes_and_resets_at_once(
+    pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(5):
+        async with raw_client(pairs) as (raw, ws):
+            await raw.send(frame(8, close_payload(1000), masked=True))
+            await anyio.aclose_forcefully(raw.stream)
+            with pytest.raises((ConnectionClosedOK, ConnectionClosedError)):
+                await ws.receive()
+    assert not caplog.records
 
 
 async def test_a_torn_connection_is_1006(pairs: Pairs) -> None:

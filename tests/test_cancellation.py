@@ -20,7 +20,7 @@ from asyncwebsockets import (
 )
 from asyncwebsockets.events import BytesMessage
 
-from .conftest import Pairs, memory_pair
+from .conftest import Pairs, memory_pair, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("codec")]
 
@@ -218,3 +218,63 @@ async def test_no_connection_starves_another_task() -> None:
                 await client.receive()
             assert turns >= 10
         tg.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("form", ["message", "fragments"])
+async def test_a_cancelled_fragment_holds_up_nobody(pairs: Pairs, form: str) -> None:
+    async with pairs.connect() as (client, server):
+        with anyio.CancelScope() as scope:
+            if form == "message":
+                async with client.message() as message:
+                    await message.send("begun")
+                    scope.cancel()
+            else:
+                await client.send("begun", final=False)
+                scope.cancel()
+                await client.send("more")
+        with pytest.raises(ConnectionClosed), anyio.fail_after(5):
+            await client.send("of another task")
+        with pytest.raises(ConnectionClosed) as caught:
+            await server.receive()
+        assert caught.value.code == client.close_code == 1011
+
+
+async def test_a_message_whose_first_piece_was_not_sent_costs_nothing(pairs: Pairs) -> None:
+    async with pairs.connect() as (client, server):
+        with pytest.raises(UnicodeEncodeError):
+            async with client.message() as message:
+                await message.send("\ud800")
+        with anyio.CancelScope() as scope:
+            async with client.message() as message:
+                scope.cancel()
+                await message.send("never")
+        await client.send("next")
+        assert await server.receive_text() == "next"
+
+
+async def test_a_stream_may_not_take_what_another_task_waits_for(pairs: Pairs) -> None:
+    async with pairs.connect() as (client, server), anyio.create_task_group() as tg:
+
+        async def receive() -> None:
+            assert await server.receive_text() == "first"
+
+        tg.start_soon(receive)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(anyio.BusyResourceError):
+            async with server.receive_stream():
+                pytest.fail("another task is receiving")
+        await client.send("first")
+
+
+async def test_the_size_of_a_stream_is_not_counted_for_the_next_message(pairs: Pairs) -> None:
+    async with pairs.connect(Settings(max_message_size=100)) as (client, server):
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(server.receive)
+            await client.send("a" * 60, final=False)
+            await until(lambda: server._pieces.size == 60)
+            tg.cancel_scope.cancel()
+        await client.send("a" * 10)
+        async with server.receive_stream() as pieces:
+            assert "".join([str(piece) async for piece in pieces]) == "a" * 70
+        await client.send("b" * 60)
+        assert await server.receive_text() == "b" * 60

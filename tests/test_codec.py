@@ -313,6 +313,17 @@ def test_a_final_block_does_not_end_the_extension(made: Any, behind: bytes) -> N
 
 
 @pytest.mark.parametrize("made", CODECS)
+@pytest.mark.parametrize("last", [b"", b"\x00"])
+def test_a_final_block_may_be_followed_by_an_empty_frame(made: Any, last: bytes) -> None:
+    _, codec = make_pair(made, Deflate())
+    first = frame(1, raw_deflate(b"Hello", zlib.Z_FINISH), rsv=4, fin=False, masked=True)
+    for _ in range(2):
+        assert join(read(codec, first + frame(0, last, masked=True))) == [TextMessage("Hello")]
+    data = frame(1, raw_deflate(b"World")[:-4], rsv=4, masked=True)
+    assert join(read(codec, data)) == [TextMessage("World")]
+
+
+@pytest.mark.parametrize("made", CODECS)
 @pytest.mark.parametrize(
     "payloads",
     [

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncwebsockets import InvalidHandshake, Reject, Request, Response, check_origin, origin_filter
+from asyncwebsockets import (
+    HandshakeError,
+    InvalidHandshake,
+    Reject,
+    Request,
+    Response,
+    check_origin,
+    origin_filter,
+)
 from asyncwebsockets._grammar import is_token, parse_extension, split_list
 from asyncwebsockets.decision import decide
 from asyncwebsockets.events import AcceptConnection, RejectConnection
@@ -17,7 +25,7 @@ from asyncwebsockets.handshake import ClientHandshake, ServerHandshake, normaliz
 from .frames import REQUEST, accept_for, response_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
 
 def feed(handshake: Any, data: bytes, cuts: Sequence[int] = ()) -> Any:
@@ -140,6 +148,9 @@ def test_the_example_of_the_rfc() -> None:
         ("http://other.example/a?b", "other.example", "/a?b"),
         ("ws://other.example:81", "other.example:81", "/"),
         ("/a?u=http://x", "example.com", "/a?u=http://x"),
+        ("/to/http://x/y", "example.com", "/to/http://x/y"),
+        ("//x/http://y", "example.com", "//x/http://y"),
+        ("http://[::1]:80?q", "[::1]:80", "/?q"),
     ],
 )
 def test_the_absolute_form_of_a_target(target: str, host: str, expected: str) -> None:
@@ -147,6 +158,45 @@ def test_the_absolute_form_of_a_target(target: str, host: str, expected: str) ->
     request = handshake.receive_data(REQUEST.replace(b"/path?q=1", target.encode()))
     assert request is not None
     assert (request.host, request.target) == (host, expected)
+
+
+@pytest.mark.parametrize(
+    "target", ["http://", "http://?x", "http://u:p@h/", "foo://h/", "/a#b", "*"]
+)
+def test_a_bad_target_is_an_invalid_handshake(target: str) -> None:
+    with pytest.raises(InvalidHandshake, match="expected a path") as caught:
+        ServerHandshake(max_size=None).receive_data(REQUEST.replace(b"/path?q=1", target.encode()))
+    assert caught.value.status == 400
+
+
+def test_a_client_that_sends_nothing_gets_no_answer() -> None:
+    with pytest.raises(HandshakeError, match="left without a request") as caught:
+        ServerHandshake(max_size=None).receive_data(b"")
+    assert not isinstance(caught.value, InvalidHandshake)
+
+
+def test_a_101_of_an_older_http_is_refused() -> None:
+    handshake = ClientHandshake(host="h", target="/")
+    response = response_for(handshake.request_data).replace(b"HTTP/1.1", b"HTTP/1.0")
+    with pytest.raises(InvalidHandshake, match="HTTP/1.1"):
+        handshake.receive_data(response)
+
+
+@pytest.mark.parametrize("text", ['"' * 60_000, '"\\' * 30_000, "," * 60_000, 'a"' * 30_000])
+def test_a_list_of_any_quotes_is_split_in_linear_time(text: str) -> None:
+    class Counting(str):
+        """Counts how often it is read from."""
+
+        reads = 0
+
+        def __iter__(self) -> Iterator[str]:
+            for char in super().__iter__():
+                Counting.reads += 1
+                yield char
+
+    assert "".join(split_list(text)).replace(",", "") == text.replace(",", "")
+    split_list(Counting(text))
+    assert Counting.reads <= len(text)
 
 
 def test_subprotocols_and_extensions_over_several_lines() -> None:
@@ -181,11 +231,22 @@ def test_the_size_of_a_request_is_limited_in_one_piece_too() -> None:
 def test_a_body_that_is_not_as_long_as_it_says() -> None:
     handshake = ServerHandshake(max_size=None)
     handshake.receive_data(REQUEST)
-    handshake.reject(Reject(400, [("Content-Length", "3")]))
+    for headers in ([("Content-Length", "3")], [("Transfer-Encoding", "chunked")]):
+        with pytest.raises(ValueError, match="a Content-Length of 2"):
+            handshake.reject(Reject(400, headers, b"no"))
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"four"
+
+    handshake.reject(Reject(400, [("Content-Length", "3")], body()))
     with pytest.raises(ValueError, match="cannot be sent"):
         handshake.reject_body(b"four")
     with pytest.raises(ValueError, match="200 to 599"):
         Reject(101)
+    with pytest.raises(ValueError, match="no body with status 204"):
+        Reject(204, body=b"x")
+    with pytest.raises(TypeError, match="expected a body of bytes"):
+        Reject(403, body=5)  # type: ignore[arg-type]
 
 
 def test_normalize_headers() -> None:

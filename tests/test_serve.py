@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -24,6 +25,7 @@ from asyncwebsockets import (
     Server,
     Settings,
     Websocket,
+    create_websocket,
     create_websocket_server,
     open_websocket,
     open_websocket_client,
@@ -740,4 +742,103 @@ async def test_nothing_from_the_network_is_logged_above_debug(
             with pytest.raises(anyio.EndOfStream):
                 while True:
                     await stream.receive()
+    assert not caplog.records
+
+
+async def test_a_client_that_connects_and_leaves_is_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving() as (server, _):
+        for _ in range(3):
+            async with await anyio.connect_tcp("127.0.0.1", server.port) as stream:
+                await stream.send_eof()
+                with pytest.raises(anyio.EndOfStream):
+                    await stream.receive()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("where", ["handler", "filter", "on_http"])
+async def test_a_cancellation_out_of_nowhere_costs_one_connection(
+    where: str, caplog: pytest.LogCaptureFixture, anyio_backend_name: str
+) -> None:
+    if anyio_backend_name != "asyncio":
+        # trio's cancellations always have a scope.
+        return
+
+    async def stray(*_: object) -> None:
+        raise anyio.get_cancelled_exc_class()
+
+    kwargs: dict[str, Any] = {} if where == "handler" else {where: stray}
+    async with serving(stray if where == "handler" else echo, **kwargs) as (_, url):
+        for _ in range(2):
+            if where == "handler":
+                async with open_websocket(url) as ws:
+                    await ws.wait_closed()
+                    assert ws.close_code == 1011
+            elif where == "filter":
+                with pytest.raises(Rejected) as caught:
+                    await create_websocket(url)
+                assert caught.value.status == 500
+            else:
+                answer = await raw_request(url, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert answer.startswith(b"HTTP/1.1 500 ")
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
+async def test_a_socket_that_does_not_listen_is_a_value_error() -> None:
+    with socket.socket() as sock, pytest.raises(ValueError, match="sockets that listen"):
+        await serve(echo, sockets=[sock])
+
+
+async def test_another_servers_socket_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    async with serving(uds=path):
+        async with serving(uds=path):
+            pass
+        assert not path.exists()
+    async with serving(uds=path) as (first, _):
+        async with serving(uds=path):
+            await first.close()
+            stream = await anyio.connect_unix(path)
+            await stream.aclose()
+
+
+async def test_a_second_close_may_shorten_the_grace() -> None:
+    async with anyio.create_task_group() as tg:
+
+        async def stubborn(ws: Websocket) -> None:
+            await anyio.sleep_forever()
+
+        server, url, ended = await drained(tg, stubborn)
+        async with open_websocket(url):
+            await until(lambda: bool(server.connections))
+            tg.start_soon(partial(server.close, grace=None))
+            await anyio.wait_all_tasks_blocked()
+            await server.close(grace=0)
+            await ended.wait()
+
+
+async def test_without_any_grace_1012_is_said_all_the_same() -> None:
+    async with anyio.create_task_group() as tg:
+        server, url, ended = await drained(tg, echo)
+        async with open_websocket(url) as ws:
+            await until(lambda: bool(server.connections))
+            await server.close(grace=0)
+            await ended.wait()
+            await ws.wait_closed()
+            assert ws.close_code == 1012
+
+
+async def test_tls_keepalive_and_abort_while_a_task_reads(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(ssl=server_tls) as (server, url):
+        async with open_websocket(url, ssl=client_tls) as ws:
+            await until(lambda: bool(server.connections))
+            (served,) = server.connections
+            # As a keepalive that has run out does it, while the handler is in receive.
+            await served._channel.fail(1011, "silent")
+            await ws.wait_closed()
+            assert ws.close_code == 1011
     assert not caplog.records

@@ -370,3 +370,98 @@ async def test_the_ping_event_comes_once() -> None:
         with trio.move_on_after(5) as scope:
             await ws.receive()
         assert scope.cancelled_caught
+
+
+async def test_a_handler_that_receives_one_of_many_is_read_for_again() -> None:
+    async with serving(Settings(ping_interval=None, max_read_ahead=1024)) as (near, ws):
+        for _ in range(8):
+            await near.send(frame(2, b"x", masked=True))
+        await trio.sleep(1)
+        await near.send(frame(9, b"ping", masked=True))
+        await trio.sleep(1)
+        await ws.receive()
+        with trio.fail_after(1):
+            assert await next_frame(near) == (0x8A, b"ping")
+
+
+async def without_a_scope(settings: Settings, size: int = 16) -> tuple[Stream, Websocket]:
+    near, far = memory_pair(size)
+    box: list[Websocket] = []
+
+    async def serve() -> None:
+        box.append(await create_websocket_server(far, settings=settings))
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(serve)
+        await near.send(REQUEST)
+        await near.receive()
+    return near, box[0]
+
+
+async def test_without_a_scope_a_slow_handler_is_not_taken_for_a_dead_peer() -> None:
+    near, ws = await without_a_scope(Settings(ping_interval=20, ping_timeout=20))
+    for _ in range(5):
+        await trio.sleep(100)
+        await near.send(frame(1, b"x", masked=True))
+        while isinstance(await ws.receive(), Ping):
+            pass
+    assert ws.close_code is None
+    await ws.abort()
+
+
+async def test_without_a_scope_messages_before_a_close_come_at_once() -> None:
+    near, ws = await without_a_scope(Settings())
+    await near.send(frame(1, b"x", masked=True) + frame(8, close_payload(1000), masked=True))
+    start = trio.current_time()
+    assert await ws.receive_text() == "x"
+    assert trio.current_time() == start
+    with pytest.raises(anyio.EndOfStream):
+        await ws.receive()
+    assert ws.close_code == 1000
+
+
+async def test_without_a_scope_a_silent_peer_is_noticed_behind_a_blocked_write() -> None:
+    near, ws = await without_a_scope(Settings(ping_interval=20, ping_timeout=20), size=0)
+    async with anyio.create_task_group() as tg:
+
+        async def write() -> None:
+            with pytest.raises(ConnectionClosedError):
+                await ws.send("x")
+
+        tg.start_soon(write)
+        start = trio.current_time()
+        with pytest.raises(ConnectionClosedError) as caught:
+            await ws.receive()
+        assert caught.value.code == 1011
+        assert trio.current_time() - start <= 60
+    await near.aclose()
+
+
+async def test_without_a_scope_a_ping_reads_while_a_write_is_blocked() -> None:
+    near, ws = await without_a_scope(Settings(ping_interval=None), size=0)
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(ws.send, "x")
+        await anyio.wait_all_tasks_blocked()
+        tg.start_soon(ws.ping, b"p")
+        await anyio.wait_all_tasks_blocked()
+        # The peer reads only when it has got rid of this.
+        with trio.fail_after(1):
+            await near.send(frame(1, b"y", masked=True))
+        assert (await next_frame(near))[1] == b"x"
+        assert await next_frame(near) == (0x89, b"p")
+        await near.send(frame(10, b"p", masked=True))
+    assert await ws.receive_text() == "y"
+    await ws.abort()
+
+
+async def test_an_abort_cuts_a_close_short() -> None:
+    async with serving(Settings(close_timeout=1000)) as (near, ws):
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(ws.close)
+            await anyio.wait_all_tasks_blocked()
+            start = trio.current_time()
+            await ws.abort()
+            assert await next_frame(near) == (0x88, close_payload(1000, "Connection closed"))
+            with pytest.raises(anyio.EndOfStream):
+                await near.receive()
+        assert trio.current_time() == start
