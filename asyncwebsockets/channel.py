@@ -251,6 +251,10 @@ class WireChannel(Channel, Supervised):
         self._queued = 0
         self._control_events = 0
         self._undecoded = True
+        # The rule that the peer broke behind the events queued; their receiver has a moment to
+        # answer them before the connection is failed for it.
+        self._violation: CodecError | None = None
+        self._violation_seen = False
         self._reading = False
         self._eof = False
         self._waiting = 0
@@ -334,6 +338,8 @@ class WireChannel(Channel, Supervised):
 
     async def receive(self) -> Event:
         """Return the next message, or a piece of one, or a ping or pong."""
+        if not self._queue and self._violation is not None:
+            self._fail_for_violation()
         if self._closed_locally:
             await self._pace.step(0)
         elif self._queue:
@@ -389,7 +395,9 @@ class WireChannel(Channel, Supervised):
     async def _read_until(self, ready: Callable[[], bool]) -> None:
         """Wait for something that reading brings; read, unless another task does."""
         while not ready():
-            if self._reading or self._stuck:
+            if self._violation is not None and self._supervisor is None:
+                self._fail_for_violation()
+            elif self._reading or self._stuck:
                 self._waiting += 1
                 try:
                     await self._turn.wait()
@@ -401,7 +409,9 @@ class WireChannel(Channel, Supervised):
     @property
     def _stuck(self) -> bool:
         """Whether there is nothing that could be read now."""
-        return self._eof or (self._full and not self._ended and not self._closed_locally)
+        if self._ended:
+            return self._eof
+        return self._eof or self._violation is not None or (self._full and not self._closed_locally)
 
     async def _read_turn(self) -> None:
         """Read once, handle what came, and tell those who wait."""
@@ -470,8 +480,10 @@ class WireChannel(Channel, Supervised):
             await self._finish()
         elif self._frames_queued > self._frames_written and not self._writing:
             # A peer that does not read is given no more time than a silent one.
-            with anyio.move_on_after(self.settings.ping_timeout):
+            with anyio.move_on_after(self.settings.ping_timeout) as scope:
                 await self._flush_quietly()
+            if scope.cancelled_caught and self._failure is not None:
+                self._record(1011, "keepalive: the peer does not read")
 
     def _announce_turn(self) -> None:
         if self._waiting:
@@ -487,7 +499,9 @@ class WireChannel(Channel, Supervised):
             try:
                 event = self._codec.next_event()
             except CodecError as exc:
-                self._fail(exc.code, exc.reason)
+                self._violation = exc
+                if not self._queue:
+                    self._fail_for_violation()
                 return
             if event is None:
                 self._undecoded = False
@@ -556,6 +570,11 @@ class WireChannel(Channel, Supervised):
         self._record(code, reason)
         self._end()
 
+    def _fail_for_violation(self) -> None:
+        assert self._violation is not None
+        violation, self._violation = self._violation, None
+        self._fail(violation.code, violation.reason)
+
     def _record(self, code: int, reason: str) -> None:
         self._code, self._reason = code, reason
         self._failure = ConnectionClosedError(code, reason)
@@ -586,14 +605,17 @@ class WireChannel(Channel, Supervised):
     async def _flush(self) -> None:
         """Have every frame written that is queued by now."""
         mark = self._frames_queued
+        rounds = 0
         while self._frames_written < mark:
             if self._broken:
                 raise self._unsendable()
             if not self._writing:
                 await self._write()
-                if self._supervisor is None and not self._write_waiters:
-                    # Pongs that came meanwhile have nobody else to write them.
+                if self._supervisor is None and not rounds:
+                    # What came meanwhile may have nobody else to write it: pongs, or the
+                    # frames of a task that was cancelled.
                     mark = self._frames_queued
+                rounds += 1
                 continue
             self._write_waiters += 1
             try:
@@ -737,7 +759,10 @@ class WireChannel(Channel, Supervised):
         if scope is not None and scope is self._slow_write:
             scope.shield = False
         self._slow_write = scope
-        return scope is not None and scope.shield
+        if self._violation is not None and self._violation_seen:
+            self._fail_for_violation()
+        self._violation_seen = self._violation is not None
+        return self._violation_seen or (scope is not None and scope.shield)
 
     def release(self) -> None:
         """Shield no write any more."""
@@ -781,6 +806,8 @@ class WireChannel(Channel, Supervised):
     async def close(self, code: int, reason: str) -> None:
         """Do the closing handshake (RFC 6455 section 7.1.2), then close TCP."""
         self._closed_locally = True
+        if self._violation is not None:
+            self._fail_for_violation()
         if self._state is ConnectionState.OPEN:
             self._state = ConnectionState.LOCAL_CLOSING
             self._queue_frame(CloseConnection(code, reason))
@@ -803,23 +830,16 @@ class WireChannel(Channel, Supervised):
         if code is not None and sendable:
             self._state = ConnectionState.LOCAL_CLOSING
             self._queue_frame(CloseConnection(code, ""))
-            with (
-                anyio.CancelScope(deadline=anyio.current_time() + _NO_WAIT, shield=True),
-                suppress(ConnectionClosed),
-            ):
-                await self._write(shielded=False)
-                self._sent_close(code)
+            await self._flush_at_once()
+            if not self._ended:
+                self._record(code, "aborted by this side")
+                self._end()
         self._drop_queue()
         self._lost("aborted by this side")
         await self._transport.abort()
         if not self._finishing:
             self._finishing = True
             await self._conclude()
-
-    def _sent_close(self, code: int) -> None:
-        self._state = ConnectionState.CLOSED
-        self._record(code, "aborted by this side")
-        self._end()
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended."""
@@ -837,7 +857,10 @@ class WireChannel(Channel, Supervised):
         self._finishing = True
         try:
             with anyio.move_on_after(self.settings.close_timeout):
-                await self._flush_quietly()
+                if self._lingers:
+                    await self._flush_quietly()
+                else:
+                    await self._flush_at_once()
                 await self._read_until(lambda: self._ended)
                 self._state = ConnectionState.CLOSED
                 with suppress(TransportLost):
@@ -846,6 +869,15 @@ class WireChannel(Channel, Supervised):
                 self._lost("the peer did not answer Close within close_timeout")
         finally:
             await self._conclude()
+
+    async def _flush_at_once(self) -> None:
+        """Write what is queued, if that needs no waiting."""
+        if not self._writing:
+            with (
+                anyio.CancelScope(deadline=anyio.current_time() + _NO_WAIT, shield=True),
+                suppress(ConnectionClosed),
+            ):
+                await self._write(shielded=False)
 
     async def _close_transport(self) -> None:
         """Close TCP in the order of RFC 6455 section 7.1.1: the server first.

@@ -49,7 +49,10 @@ _OWN_FIELDS = frozenset(
     )
 )
 
-_ABSOLUTE_FORM = re.compile(r"(?:http|https|ws|wss)://([^/?#@]+)(?=[/?]|$)", re.IGNORECASE)
+_ABSOLUTE_FORM = re.compile(
+    r"(?:http|https|ws|wss)://((?:\[[0-9A-Fa-f:.]+\]|[^\[\]/?#@:]+)(?::\d*)?)(?=[/?]|$)",
+    re.IGNORECASE,
+)
 
 # Fields that would put a body where none belongs.
 _BODY_FIELDS = frozenset((b"content-length", b"transfer-encoding"))
@@ -266,7 +269,10 @@ class ServerHandshake:
             nonce = b""
         if len(nonce) != 16:
             raise InvalidHandshake("expected 16 bytes in base64 as Sec-WebSocket-Key")
-        for subprotocol in _items(headers, b"sec-websocket-protocol"):
+        subprotocols = _items(headers, b"sec-websocket-protocol")
+        if len(set(subprotocols)) != len(subprotocols):
+            raise InvalidHandshake(f"expected each subprotocol once, got {subprotocols}")
+        for subprotocol in subprotocols:
             if not is_token(subprotocol):
                 raise InvalidHandshake(f"expected a token as a subprotocol, got {subprotocol!r}")
         for extension in _items(headers, b"sec-websocket-extensions"):

@@ -57,10 +57,8 @@ _LAST_WORDS = 1.0
 # Connections beyond the limits that are told so at a time; more are cut without a word.
 _MAX_REFUSALS = 64
 
-# What accept() fails with when the machine is short of something, for a while.
-_SHORTAGES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-
-# What accept() fails with on account of one connection only.
+# What accept() fails with on account of one connection only (accept(2)). Anything else, such
+# as a shortage of descriptors, is waited out.
 _LOST = frozenset(
     (
         errno.ECONNABORTED,
@@ -71,6 +69,7 @@ _LOST = frozenset(
         errno.ENETUNREACH,
         errno.ENOPROTOOPT,
         errno.ENOTCONN,
+        errno.EOPNOTSUPP,
         errno.EPERM,
         errno.EPROTO,
     )
@@ -449,7 +448,8 @@ class Server:
         """Stop serving, and wait until that is done.
 
         It stops accepting, closes the open connections with `code`, answers 503 to those in
-        their handshake, gives the handlers `grace` seconds to end, and cancels the rest.
+        their handshake, gives the handlers `grace` seconds to end, and cancels the rest. A
+        handler that calls it is waited for as well: let it start a task for that, or return.
 
         Args:
             code: as in :meth:`Websocket.close`.
@@ -508,15 +508,11 @@ class Server:
                 cause = exc if isinstance(exc, OSError) else exc.__cause__
                 if self._closing.is_set():
                     return
-                if not isinstance(cause, OSError):
-                    raise
-                if cause.errno in _SHORTAGES:
-                    logger.warning("cannot accept connections for now: %s", cause)
-                    await anyio.sleep(0.1)
-                elif cause.errno in _LOST:
+                if isinstance(cause, OSError) and cause.errno in _LOST:
                     logger.debug("a connection was lost before it was accepted: %s", cause)
                 else:
-                    raise
+                    logger.warning("cannot accept connections for now: %s", cause or exc)
+                    await anyio.sleep(0.1)
                 continue
             self._count += 1
             if self._over_limit():

@@ -137,6 +137,23 @@ async def test_a_bad_frame_fails_the_connection(pairs: Pairs, data: bytes, code:
             await ws.send("x")
 
 
+async def test_what_came_before_a_bad_frame_can_be_answered(pairs: Pairs) -> None:
+    async with raw_client(pairs) as (raw, ws), anyio.create_task_group() as tg:
+
+        async def echo() -> None:
+            with pytest.raises(ConnectionClosedError):
+                while True:
+                    await ws.send(await ws.receive_text())
+
+        tg.start_soon(echo)
+        good = [frame(1, b"%d" % number, masked=True) for number in range(3)]
+        await raw.send(b"".join([*good, frame(3, masked=True)]))
+        for number in range(3):
+            assert await raw.frame() == (0x81, b"%d" % number)
+        first, payload = await raw.frame()
+        assert (first, payload[:2]) == (0x88, close_payload(1002))
+
+
 async def test_a_client_refuses_masked_frames(pairs: Pairs) -> None:
     async with raw_server(pairs) as (raw, ws):
         await raw.send(frame(1, b"x", masked=True))
@@ -353,6 +370,7 @@ BAD_REQUESTS: list[Any] = [
     pytest.param(request({"Sec-WebSocket-Version": None}), 400, id="no version"),
     pytest.param(request({"Sec-WebSocket-Version": "8"}), 426, id="version 8"),
     pytest.param(request({"Sec-WebSocket-Protocol": "a b"}), 400, id="subprotocol"),
+    pytest.param(request({"Sec-WebSocket-Protocol": "a, a"}), 400, id="subprotocol twice"),
     pytest.param(request({"Sec-WebSocket-Extensions": "a; b=;"}), 400, id="extensions"),
     pytest.param(request({"Content-Length": "5"}), 400, id="body"),
     pytest.param(request({"Transfer-Encoding": "chunked"}), 400, id="chunked body"),

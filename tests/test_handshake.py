@@ -161,7 +161,7 @@ def test_the_absolute_form_of_a_target(target: str, host: str, expected: str) ->
 
 
 @pytest.mark.parametrize(
-    "target", ["http://", "http://?x", "http://u:p@h/", "foo://h/", "/a#b", "*"]
+    "target", ["http://", "http://?x", "http://u:p@h/", "http://[/", "foo://h/", "/a#b", "*"]
 )
 def test_a_bad_target_is_an_invalid_handshake(target: str) -> None:
     with pytest.raises(InvalidHandshake, match="expected a path") as caught:

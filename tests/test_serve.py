@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from contextlib import asynccontextmanager
@@ -842,3 +843,27 @@ async def test_tls_keepalive_and_abort_while_a_task_reads(
             await ws.wait_closed()
             assert ws.close_code == 1011
     assert not caplog.records
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNABORTED, errno.EINVAL])
+async def test_a_failing_accept_does_not_end_the_server(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving() as (server, url):
+        (listener,) = server._listeners
+        accept = listener.accept
+        failures = 3
+
+        async def failing() -> Any:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise OSError(number, "injected")
+            return await accept()
+
+        monkeypatch.setattr(listener, "accept", failing)
+        for _ in range(2):
+            async with open_websocket(url) as ws:
+                await ws.send("x")
+                assert await ws.receive_text() == "x"
+        assert failures == 0
