@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 import trustme
-from anyio.abc import ByteStream, ObjectStream, SocketAttribute
+from anyio.abc import AsyncResource, ByteStream, ObjectStream, SocketAttribute
 from anyio.lowlevel import checkpoint
 from anyio.streams.stapled import MultiListener, StapledObjectStream
 from anyio.streams.tls import TLSStream
@@ -76,6 +76,12 @@ async def until(condition: Callable[[], bool]) -> None:
     """Let other tasks run until something holds."""
     while not condition():
         await checkpoint()
+
+
+async def cut(stream: AsyncResource) -> None:
+    """Close at once, without TLS's own closing; what that leaves undone is no error here."""
+    with suppress(anyio.BrokenResourceError, OSError):
+        await anyio.aclose_forcefully(stream)
 
 
 _memory_streams: list[Any] = []

@@ -25,7 +25,7 @@ from asyncwebsockets import (
 )
 from asyncwebsockets.events import Ping, TextMessage
 
-from .conftest import until
+from .conftest import cut, until
 from .frames import KEY, REQUEST, accept_for, close_payload, frame, parse_frame, response_for
 from .test_codec import BAD_FRAMES
 
@@ -65,7 +65,7 @@ class Raw:
         try:
             await self.stream.aclose()
         except (anyio.BrokenResourceError, OSError):
-            await anyio.aclose_forcefully(self.stream)
+            await cut(self.stream)
 
     async def rest(self) -> bytes:
         """Everything up to the end, which has to be a clean one."""
@@ -90,7 +90,7 @@ async def raw_client(
         try:
             yield raw, ws
         finally:
-            await anyio.aclose_forcefully(near)
+            await cut(near)
 
 
 @asynccontextmanager
@@ -114,7 +114,7 @@ async def raw_server(
             try:
                 yield raw, ws
             finally:
-                await anyio.aclose_forcefully(far)
+                await cut(far)
 
 
 @pytest.mark.parametrize(("data", "code"), BAD_FRAMES)
@@ -327,7 +327,7 @@ async def test_a_peer_that_closes_and_resets_at_once(
     for _ in range(5):
         async with raw_client(pairs) as (raw, ws):
             await raw.send(frame(8, close_payload(1000), masked=True))
-            await anyio.aclose_forcefully(raw.stream)
+            await cut(raw.stream)
             with pytest.raises((ConnectionClosedOK, ConnectionClosedError)):
                 await ws.receive()
     assert not caplog.records
@@ -538,7 +538,7 @@ async def test_bytes_behind_the_handshake_are_not_lost(pairs: Pairs) -> None:
     async with open_websocket_server(far, slow) as ws:
         assert await ws.receive_text() == "early"
         assert await ws.receive_text() == "while the filter ran"
-        await anyio.aclose_forcefully(near)
+        await cut(near)
 
     near, far = await pairs.streams()
     raw = Raw(far)
@@ -551,4 +551,4 @@ async def test_bytes_behind_the_handshake_are_not_lost(pairs: Pairs) -> None:
         tg.start_soon(answer)
         async with open_websocket_client(near, "h", "/") as client:
             assert await client.receive_text() == "early"
-            await anyio.aclose_forcefully(far)
+            await cut(far)

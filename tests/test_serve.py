@@ -36,7 +36,7 @@ from asyncwebsockets import (
 )
 from asyncwebsockets.events import TextMessage
 
-from .conftest import until
+from .conftest import cut, until
 from .frames import REQUEST, frame
 
 if TYPE_CHECKING:
@@ -241,6 +241,31 @@ async def test_a_filter_rejects(
     assert not caplog.records
 
 
+async def test_a_rejections_pieces_are_closed_when_the_client_leaves(pairs: Pairs) -> None:
+    near, far = await pairs.streams()
+    closed = anyio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 65536
+        finally:
+            await checkpoint()
+            closed.set()
+
+    async with anyio.create_task_group() as tg:
+
+        async def leave() -> None:
+            await near.send(REQUEST)
+            await near.receive()
+            await cut(near)
+
+        tg.start_soon(leave)
+        with pytest.raises(Rejected):
+            await create_websocket_server(far, returns(Reject(200, (), endless())))
+        assert closed.is_set()
+
+
 @pytest.mark.parametrize("create", [True, False])
 async def test_a_rejection_is_raised_where_the_filter_ran(pairs: Pairs, create: bool) -> None:
     near, far = await pairs.streams()
@@ -342,7 +367,7 @@ async def test_a_client_that_leaves_cancels_the_filter(pairs: Pairs) -> None:
     async def filter(request: Request) -> bool:
         nonlocal cancelled
         try:
-            await anyio.aclose_forcefully(near)
+            await cut(near)
             await anyio.sleep_forever()
         except anyio.get_cancelled_exc_class():
             cancelled = True
