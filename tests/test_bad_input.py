@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -62,10 +62,8 @@ class Raw:
 
     async def aclose(self) -> None:
         """Close, whatever the other side does to TLS's own closing."""
-        try:
+        with suppress(anyio.BrokenResourceError, OSError):
             await self.stream.aclose()
-        except (anyio.BrokenResourceError, OSError):
-            await cut(self.stream)
 
     async def rest(self) -> bytes:
         """Everything up to the end, which has to be a clean one."""
