@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -52,5 +53,9 @@ def tls() -> Tls:
 def link(request: pytest.FixtureRequest, peers: Peers, tls: Tls) -> Link:
     """A peer in a role, as the test's parameter says."""
     kind, role = request.param
+    missing = kind.missing()
+    if missing is not None:
+        # What a machine of a developer need not have, that of the CI must.
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
     peer, portal = peers.get(kind)
     return Link(peer, role, portal, tls)

@@ -168,6 +168,11 @@ class Peer(ABC):
     #: A server that knows subprotocols turns a client away that offers none of them.
     wants_common_subprotocol: ClassVar[bool] = False
 
+    @classmethod
+    def missing(cls) -> str | None:
+        """Return what must be installed before it can be used, None if nothing."""
+        return None
+
     def echo(self, code: int, reason: str) -> Closed:
         """Return what it answers a Close with (RFC 6455 section 5.5.1: typically the same)."""
         return Closed(code, reason)

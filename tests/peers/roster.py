@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .with_aiohttp import Aiohttp
+from .with_chromium import Chromium
 from .with_httpx_ws import HttpxWs
 from .with_picows import Picows
 from .with_trio_websocket import TrioWebsocket
 from .with_websockets import PicowsWebsockets, Websockets
+from .with_ws import Ws
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +26,8 @@ PEERS: list[type[Peer]] = [
     PicowsWebsockets,
     TrioWebsocket,
     HttpxWs,
+    Ws,
+    Chromium,
 ]
 
 

@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint
 from asyncwebsockets import Reject, Rejected, Settings, open_websocket
 from asyncwebsockets.events import AcceptConnection, RejectConnection
 
+from .link import Ours
 from .peer import HEADER, Closed, Options, Refused
 from .roster import links
 
@@ -83,11 +84,14 @@ async def test_a_client_that_wants_a_subprotocol_fails_without(link: Link) -> No
     async def choose(request: Request) -> object:
         return AcceptConnection()
 
-    async with link.listening(filter=choose) as (_, url):
+    ours = Ours()
+    async with link.listening(ours, filter=choose) as (_, url):
         with pytest.raises(Refused) as caught:
             async with link.peer_connects(url, Options(subprotocols=["a"])):
                 pass
         assert caught.value.status is None
+        # Our side has accepted.
+        ours.leave.set()
 
 
 @links(role="server")
