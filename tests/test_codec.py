@@ -344,6 +344,16 @@ def test_the_examples_of_rfc_7692(made: Any, payloads: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("made", CODECS)
+@pytest.mark.parametrize("side", [0, 1])
+def test_compression_makes_messages_smaller(made: Any, side: int) -> None:
+    codec = make_pair(made, Deflate())[side]
+    first = codec.encode(TextMessage("abcdefgh" * 100))
+    assert len(first) < 40
+    # The second one refers to the first.
+    assert len(codec.encode(TextMessage("abcdefgh" * 100))) < len(first)
+
+
+@pytest.mark.parametrize("made", CODECS)
 def test_compressed_and_plain_messages_may_alternate(made: Any) -> None:
     client, server = make_pair(made, Deflate(threshold=10))
     short = client.encode(TextMessage("short"))
