@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 from wsproto.connection import ConnectionState
 
-from ._pace import Pace
 from ._supervisor import Supervised
 from .codec import CodecError
 from .errors import (
@@ -21,6 +20,7 @@ from .errors import (
     ConnectionClosedOK,
 )
 from .events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
+from .pace import Pace
 from .transport import IDLE_DRAIN, TransportLost
 
 if TYPE_CHECKING:
@@ -71,20 +71,41 @@ class Channel(ABC):
     """What a `Websocket` needs of its carrier: events both ways, and how the connection ends.
 
     It does not join or split messages, and does not check what a user may send.
+
+    Args:
+        settings: the limits and options.
+        request: the opening handshake's request.
+        response: the server's answer to it.
+        subprotocol, extensions: what was agreed on.
     """
 
-    #: The opening handshake's request.
-    request: Request
-    #: The server's answer to it.
-    response: Response
-    #: The subprotocol agreed on.
-    subprotocol: str | None = None
-    #: The extensions agreed on.
-    extensions: Sequence[Extension] = ()
-    #: The limits and options.
-    settings: Settings
-    #: Called when the connection has ended or is no longer open for sending.
-    on_end: Callable[[], None]
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        request: Request,
+        response: Response,
+        subprotocol: str | None = None,
+        extensions: Sequence[Extension] = (),
+    ) -> None:
+        #: The limits and options.
+        self.settings = settings
+        #: The opening handshake's request.
+        self.request = request
+        #: The server's answer to it.
+        self.response = response
+        #: The subprotocol agreed on.
+        self.subprotocol = subprotocol
+        #: The extensions agreed on.
+        self.extensions: Sequence[Extension] = tuple(extensions)
+        #: Called when the connection has ended or is no longer open for sending.
+        self.on_end: Callable[[], None] = lambda: None
+
+        self._state = ConnectionState.OPEN
+        self._code: int | None = None
+        self._reason: str | None = None
+        self._failure: ConnectionClosedError | None = None
+        self._closed_locally = False
 
     @abstractmethod
     async def receive(self) -> Event:
@@ -118,12 +139,17 @@ class Channel(ABC):
 
         Raises:
             ConnectionClosed: the connection has ended.
+            UnsupportedOperation: the carrier has no pings.
         """
 
     @property
     @abstractmethod
     def latency(self) -> float | None:
-        """The seconds the last answered ping took, None before the first."""
+        """The seconds the last answered ping took, None before the first.
+
+        Raises:
+            UnsupportedOperation: the carrier has no pings.
+        """
 
     @abstractmethod
     async def close(self, code: int, reason: str) -> None:
@@ -141,36 +167,6 @@ class Channel(ABC):
     async def wait_closed(self) -> None:
         """Wait until the connection has ended."""
 
-    @property
-    @abstractmethod
-    def state(self) -> ConnectionState:
-        """Where the connection stands."""
-
-    @property
-    @abstractmethod
-    def close_code(self) -> int | None:
-        """The close code (RFC 6455 section 7.1.5), None while the connection is open."""
-
-    @property
-    @abstractmethod
-    def close_reason(self) -> str | None:
-        """The close reason, None while the connection is open."""
-
-    @property
-    @abstractmethod
-    def failure(self) -> ConnectionClosedError | None:
-        """Why the connection ended without a closing handshake, None if it did not."""
-
-    @property
-    @abstractmethod
-    def local_address(self) -> Address:
-        """This side's address."""
-
-    @property
-    @abstractmethod
-    def remote_address(self) -> Address:
-        """The peer's address."""
-
     @abstractmethod
     def extra(self, attribute: Any, default: object = ...) -> Any:
         """Return a typed attribute of the carrier (anyio's ``extra``).
@@ -178,6 +174,58 @@ class Channel(ABC):
         Raises:
             anyio.TypedAttributeLookupError: there is none and no default was given.
         """
+
+    @property
+    def state(self) -> ConnectionState:
+        """Where the connection stands."""
+        return self._state
+
+    @property
+    def close_code(self) -> int | None:
+        """The close code (RFC 6455 section 7.1.5), None while the connection is open."""
+        return self._code
+
+    @property
+    def close_reason(self) -> str | None:
+        """The close reason, None while the connection is open."""
+        return self._reason
+
+    @property
+    def failure(self) -> ConnectionClosedError | None:
+        """Why the connection ended without a closing handshake, None if it did not."""
+        return self._failure
+
+    @property
+    def local_address(self) -> Address:
+        """This side's address."""
+        return self.request.local_address
+
+    @property
+    def remote_address(self) -> Address:
+        """The peer's address."""
+        return self.request.remote_address
+
+    def _record(self, code: int, reason: str) -> None:
+        """Note that the connection has ended without a closing handshake."""
+        self._code, self._reason = code, reason
+        self._failure = ConnectionClosedError(code, reason)
+
+    def _ending(self) -> ConnectionClosed:
+        """Return a new exception that says how the connection ended."""
+        code = self._code if self._code is not None else 1006
+        reason = self._reason or ""
+        if self._closed_locally:
+            return ConnectionClosedLocally(code, reason or "closed by this side", self)
+        if self._failure is not None:
+            return ConnectionClosedError(code, reason, self)
+        return ConnectionClosedOK(code, reason, self)
+
+    def _unsendable(self) -> ConnectionClosed:
+        """Return a new exception for a user who sends on a connection that is not open."""
+        if self._closed_locally:
+            return self._ending()
+        code = self._code if self._code is not None else 1006
+        return ConnectionClosedError(code, self._reason or "", self)
 
 
 class _PingWaiter:
@@ -223,22 +271,18 @@ class WireChannel(Channel, Supervised):
         extensions: Sequence[Extension] = (),
         supervisor: Supervisor | None = None,
     ) -> None:
-        self.request = request
-        self.response = response
-        self.subprotocol = subprotocol
-        self.extensions: Sequence[Extension] = tuple(extensions)
-        self.settings = settings
-        self.on_end: Callable[[], None] = lambda: None
+        super().__init__(
+            settings=settings,
+            request=request,
+            response=response,
+            subprotocol=subprotocol,
+            extensions=extensions,
+        )
         self._transport = transport
         self._codec = codec
         self._role = role
         self._supervisor = supervisor
 
-        self._state = ConnectionState.OPEN
-        self._code: int | None = None
-        self._reason: str | None = None
-        self._failure: ConnectionClosedError | None = None
-        self._closed_locally = False
         # Nothing that comes is for the user any more.
         self._ended = False
         self._finishing = False
@@ -293,42 +337,10 @@ class WireChannel(Channel, Supervised):
         if supervisor is not None:
             supervisor.add(self, self._deadline)
 
-    # What it is
-
-    @property
-    def state(self) -> ConnectionState:
-        """Where the connection stands."""
-        return self._state
-
-    @property
-    def close_code(self) -> int | None:
-        """The close code, None while the connection is open."""
-        return self._code
-
-    @property
-    def close_reason(self) -> str | None:
-        """The close reason, None while the connection is open."""
-        return self._reason
-
-    @property
-    def failure(self) -> ConnectionClosedError | None:
-        """Why the connection ended without a closing handshake, None if it did not."""
-        return self._failure
-
     @property
     def latency(self) -> float | None:
         """The seconds the last answered ping took, None before the first."""
         return self._latency
-
-    @property
-    def local_address(self) -> Address:
-        """This side's address."""
-        return self.request.local_address
-
-    @property
-    def remote_address(self) -> Address:
-        """The peer's address."""
-        return self.request.remote_address
 
     def extra(self, attribute: Any, default: object = ...) -> Any:
         """Return a typed attribute of the stream."""
@@ -379,16 +391,6 @@ class WireChannel(Channel, Supervised):
     def _full(self) -> bool:
         limit = self.settings.max_read_ahead
         return limit is not None and self._queued >= limit
-
-    def _ending(self) -> ConnectionClosed:
-        """Return a new exception that says how the connection ended."""
-        code = self._code if self._code is not None else 1006
-        reason = self._reason or ""
-        if self._closed_locally:
-            return ConnectionClosedLocally(code, reason or "closed by this side", self)
-        if self._failure is not None:
-            return ConnectionClosedError(code, reason, self)
-        return ConnectionClosedOK(code, reason, self)
 
     # Reading
 
@@ -575,28 +577,14 @@ class WireChannel(Channel, Supervised):
         violation, self._violation = self._violation, None
         self._fail(violation.code, violation.reason)
 
-    def _record(self, code: int, reason: str) -> None:
-        self._code, self._reason = code, reason
-        self._failure = ConnectionClosedError(code, reason)
-
     # Sending
 
     async def send(self, event: Event) -> None:
         """Send an event; wait while the peer does not read."""
-        self._check_sendable()
-        self._queue_frame(event)
-        await self._flush()
-
-    def _check_sendable(self) -> None:
         if self._state is not ConnectionState.OPEN:
             raise self._unsendable()
-
-    def _unsendable(self) -> ConnectionClosed:
-        if self._closed_locally:
-            return self._ending()
-        return ConnectionClosedError(
-            self._code if self._code is not None else 1006, self._reason or "", self
-        )
+        self._queue_frame(event)
+        await self._flush()
 
     def _queue_frame(self, event: Event) -> None:
         self._outbox.append(self._codec.encode(event))
@@ -697,7 +685,8 @@ class WireChannel(Channel, Supervised):
 
     async def ping(self, payload: bytes | None) -> float:
         """Send a ping, wait for its pong, and return the seconds between."""
-        self._check_sendable()
+        if self._state is not ConnectionState.OPEN:
+            raise self._unsendable()
         waiter = self._queue_ping(payload)
         try:
             if not self._writing:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -137,3 +138,22 @@ class Reject:
             raise TypeError(f"expected a body of bytes or an async iterable, got {self.body!r}")
         if self.status in (204, 304) and self.body != b"":
             raise ValueError(f"expected no body with status {self.status}")
+
+    @asynccontextmanager
+    async def pieces(self) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        """Iterate over the body: ``async with reject.pieces() as pieces: async for ...``.
+
+        A generator that makes the pieces is closed when the block is left.
+        """
+        body = _one(self.body) if isinstance(self.body, bytes) else aiter(self.body)
+        try:
+            yield body
+        finally:
+            # A client that leaves must not leave it to the garbage collector.
+            if isinstance(body, AsyncGenerator):
+                await body.aclose()
+
+
+async def _one(body: bytes) -> AsyncGenerator[bytes, None]:
+    if body:
+        yield body

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
     from .events import AcceptConnection, Address, RawHeaders, Reject
 
-__all__ = ["ClientHandshake", "HeadersLike", "ServerHandshake", "normalize_headers"]
+__all__ = [
+    "ClientHandshake",
+    "HeadersLike",
+    "ServerHandshake",
+    "accept_headers",
+    "normalize_headers",
+]
 
 #: Header fields as a user gives them.
 HeadersLike: TypeAlias = (
@@ -73,6 +79,17 @@ def normalize_headers(headers: HeadersLike | None) -> RawHeaders:
         headers.items() if isinstance(headers, Mapping) else headers
     )
     return [(_field_name(name), _field_value(name, value)) for name, value in pairs]
+
+
+def accept_headers(event: AcceptConnection) -> RawHeaders:
+    """Return the header fields that a filter adds to the 101, as pairs of bytes.
+
+    Raises:
+        TypeError, ValueError: as :func:`normalize_headers`, or a field belongs to the handshake.
+    """
+    headers = normalize_headers(event.extra_headers)
+    _check_free(headers, _OWN_FIELDS | _BODY_FIELDS)
+    return headers
 
 
 def _as_bytes(value: str | bytes) -> bytes:
@@ -304,8 +321,7 @@ class ServerHandshake:
         request = self._request
         assert request is not None
         assert self.upgrade
-        headers = normalize_headers(event.extra_headers)
-        _check_free(headers, _OWN_FIELDS | _BODY_FIELDS)
+        headers = accept_headers(event)
         subprotocol = event.subprotocol
         if subprotocol is not None and subprotocol not in request.subprotocols:
             raise ValueError(

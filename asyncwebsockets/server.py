@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import socket
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -352,16 +351,11 @@ class _Handshaking:
                 await transport.send(head + body + handshake.reject_body(None))
                 return
             await transport.send(head)
-            pieces = aiter(response.body)
-            try:
+            async with response.pieces() as pieces:
                 async for piece in pieces:
                     data = handshake.reject_body(piece)
                     if data:
                         await transport.send(data)
-            finally:
-                # A client that leaves must not leave it to the garbage collector.
-                if isinstance(pieces, AsyncGenerator):
-                    await pieces.aclose()
             end = handshake.reject_body(None)
             if end:
                 await transport.send(end)

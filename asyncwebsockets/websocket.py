@@ -13,7 +13,6 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint_if_cancelled
 from wsproto.connection import ConnectionState
 
-from ._pace import Pace
 from .channel import size_of
 from .codec import is_close_code
 from .errors import (
@@ -24,6 +23,7 @@ from .errors import (
     UnexpectedMessage,
 )
 from .events import BytesMessage, Event, Message, TextMessage
+from .pace import Pace
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
