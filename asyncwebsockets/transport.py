@@ -284,8 +284,9 @@ def as_address(value: Any) -> Address:
         # IPv6 addresses have a flow label and a scope behind host and port.
         return (str(value[0]), int(value[1]))
     if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return value if isinstance(value, str) else None
+        value = value.decode("utf-8", "surrogateescape")
+    # A Unix socket without a name has an empty one.
+    return value if isinstance(value, str) and value else None
 
 
 async def make_transport(sock: Sock) -> Transport:

@@ -1,0 +1,140 @@
+"""What the servers do otherwise than a bare socket, exactly: a server's fix fails a test.
+
+A loss names what is noted in place of what a scenario expects: ``client.*`` is what the client
+saw, ``handler.*`` what the handler had noted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Nothing is noted under that name.
+NOTHING = "nothing"
+
+Losses = dict[str, dict[str, Any]]
+
+# Every end is 1006 for the application, and so an error: hypercorn does not say which it was.
+_HYPERCORN: Losses = {
+    "the_client_closes_with_a_reason": {
+        "handler.code": 1006,
+        "handler.reason": None,
+        "handler.raised": "ConnectionClosedError",
+    },
+    "messages_may_be_empty": {"handler.code": 1006, "handler.raised": "ConnectionClosedError"},
+    "the_client_closes_with_1000": {"handler.code": 1006},
+    "the_client_closes_without_a_code": {"handler.code": 1006},
+    "the_client_breaks_the_protocol": {"client.close": "none", "handler.code": 1006},
+    "the_client_sends_bad_utf8": {"client.close": "none", "handler.code": 1006},
+    "the_client_sends_too_much": {"handler.code": 1006},
+    # The application's own close is 1000, whatever its code.
+    "the_handler_closes_with_a_reason": {"handler.code": 1000, "handler.reason": None},
+    "the_handler_sends_to_one_who_left": {"handler.code": 1006},
+    "the_handler_describes_the_request": {"handler.code": 1006},
+    "the_filter_chooses_a_subprotocol": {"handler.code": 1006},
+    "the_filter_adds_header_fields": {"handler.code": 1006},
+    "the_client_sends_before_it_is_accepted": {
+        "client.status": 400,
+        "client.echo": NOTHING,
+        "client.close": NOTHING,
+        "handler.code": NOTHING,
+        "handler.reason": NOTHING,
+    },
+}
+
+# What the server failed the connection for looks like a Close of the peer.
+_UVICORN: Losses = {
+    "the_client_ends_tcp": {"handler.code": 1005, "handler.raised": "ConnectionClosedOK"},
+    "the_client_breaks_the_protocol": {"handler.raised": "ConnectionClosedOK"},
+    "the_client_sends_bad_utf8": {"handler.raised": "ConnectionClosedOK"},
+    "the_client_sends_too_much": {"handler.raised": "ConnectionClosedOK"},
+    "the_client_sends_before_it_is_accepted": {"client.echo": "late"},
+}
+
+# It has no denial responses.
+_ALWAYS_403: Losses = {
+    "the_filter_rejects_with_a_status": {"client.status": 403, "client.fields": []},
+    "the_filter_rejects_with_a_body": {
+        "client.status": 403,
+        "client.fields": [],
+        "client.body": "",
+    },
+    "the_filter_rejects_with_pieces": {
+        "client.status": 403,
+        "client.fields": [],
+        "client.body": "",
+    },
+    "the_filter_rejects_without_a_body": {"client.status": 403},
+}
+
+LOSSES: dict[str, Losses] = {
+    "hypercorn-asyncio": _HYPERCORN,
+    "hypercorn-uvloop": _HYPERCORN,
+    "hypercorn-trio": _HYPERCORN,
+    "uvicorn-websockets-sansio": _UVICORN,
+    "uvicorn-wsproto": {
+        **_UVICORN,
+        "the_client_breaks_the_protocol": {
+            "client.close": "none",
+            "handler.raised": "ConnectionClosedOK",
+        },
+        "the_client_sends_bad_utf8": {
+            "client.close": "none",
+            "handler.raised": "ConnectionClosedOK",
+        },
+    },
+    "daphne": {
+        "the_client_closes_with_a_reason": {"handler.reason": ""},
+        "messages_may_be_empty": {"client.echoes": ["not empty"]},
+        "the_client_closes_without_a_code": {"client.close": 1000},
+        "the_client_breaks_the_protocol": {"client.close": "none", "handler.code": 1006},
+        "the_client_sends_bad_utf8": {"client.close": "none", "handler.code": 1006},
+        "the_client_sends_too_much": {"handler.code": 1006},
+        "the_handler_closes_with_a_reason": {"client.reason": "", "handler.reason": ""},
+        "the_handler_closes_by_default": {"client.reason": ""},
+        "the_handler_describes_the_request": {"client.fields": [["x-a", "1,2"], ["x-b", "é"]]},
+        "the_filter_adds_header_fields": {"client.fields": []},
+        **_ALWAYS_403,
+        "the_client_sends_before_it_is_accepted": {"client.echo": "late"},
+    },
+    "granian": {
+        "the_client_closes_with_a_reason": {"handler.reason": ""},
+        "the_client_ends_tcp": {"handler.code": 1005, "handler.raised": "ConnectionClosedOK"},
+        "the_client_breaks_the_protocol": {
+            "client.close": 1005,
+            "handler.code": 1005,
+            "handler.raised": "ConnectionClosedOK",
+        },
+        "the_client_sends_bad_utf8": {
+            "client.close": 1005,
+            "handler.code": 1005,
+            "handler.raised": "ConnectionClosedOK",
+        },
+        "the_client_sends_too_much": {
+            "handler.code": 1005,
+            "handler.raised": "ConnectionClosedOK",
+        },
+        "the_handler_closes_with_a_reason": {"handler.code": 1005, "handler.reason": None},
+        "the_handler_closes_by_default": {"handler.code": 1005},
+        "the_handler_uses_what_it_has_closed": {"handler.code": 1005},
+        "the_handler_describes_the_request": {
+            "client.fields": [["x-a", "1"], ["x-a", "2"], ["x-b", "é"]]
+        },
+        "the_filter_adds_header_fields": {"client.fields": []},
+        **_ALWAYS_403,
+        "the_filter_chooses_what_was_not_offered": {"client.status": 403},
+        "the_filter_raises": {"client.status": 403},
+    },
+    "anycorn": {
+        "the_client_closes_with_a_reason": {"handler.reason": ""},
+        "the_client_breaks_the_protocol": {
+            "client.close": "none",
+            "handler.raised": "ConnectionClosedOK",
+        },
+        "the_client_sends_bad_utf8": {
+            "client.close": "none",
+            "handler.raised": "ConnectionClosedOK",
+        },
+        "the_client_sends_too_much": {"handler.raised": "ConnectionClosedOK"},
+        "the_handler_closes_with_a_reason": {"handler.reason": ""},
+    },
+}

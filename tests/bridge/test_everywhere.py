@@ -1,0 +1,89 @@
+"""The same handlers, whatever carries the connection."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from asyncwebsockets import Server, serve
+
+from .handlers import filter, handle
+from .losses import LOSSES, NOTHING
+from .scenarios import SCENARIOS, Client, Scenario
+from .servers import SERVERS, AsgiServer, Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+every_scenario = pytest.mark.parametrize(
+    "scenario", SCENARIOS, ids=[scenario.name for scenario in SCENARIOS]
+)
+
+
+async def play(scenario: Scenario, client: Client) -> dict[str, Any]:
+    """Return what both sides have noted, by name."""
+    seen = await scenario.act(client)
+    noted = {f"client.{name}": value for name, value in seen.items()}
+    if scenario.handler is not None and seen.get("status", 101) == 101:
+        for name, value in (await client.record()).items():
+            noted[f"handler.{name}"] = value
+    return noted
+
+
+def expected(scenario: Scenario, losses: dict[str, Any] | None = None) -> dict[str, Any]:
+    noted = {f"client.{name}": value for name, value in scenario.client.items()}
+    for name, value in (scenario.handler or {}).items():
+        noted[f"handler.{name}"] = value
+    noted.update(losses or {})
+    return {name: value for name, value in noted.items() if value != NOTHING}
+
+
+@asynccontextmanager
+async def serving(**kwargs: Any) -> AsyncGenerator[Server, None]:
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve, handle, filter=filter, **kwargs))
+        yield server
+        await server.close()
+
+
+@every_scenario
+async def test_on_tcp(scenario: Scenario) -> None:
+    async with serving(host="127.0.0.1", port=0) as server:
+        client = Client(partial(anyio.connect_tcp, "127.0.0.1", server.port))
+        assert await play(scenario, client) == expected(scenario)
+
+
+@every_scenario
+async def test_on_a_unix_socket(scenario: Scenario, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    async with serving(uds=path):
+        client = Client(partial(anyio.connect_unix, path))
+        losses = {}
+        if scenario.name == "the_handler_describes_the_request":
+            losses["client.addresses"] = ["str", "NoneType"]
+        assert await play(scenario, client) == expected(scenario, losses)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("server", SERVERS, ids=[server.name for server in SERVERS])
+@every_scenario
+async def test_mounted(server: AsgiServer, scenario: Scenario, fleet: Fleet) -> None:
+    client = Client(partial(anyio.connect_tcp, "127.0.0.1", fleet.port(server)))
+    losses = LOSSES[server.name].get(scenario.name)
+    assert await play(scenario, client) == expected(scenario, losses)
+
+
+def test_each_loss_is_one() -> None:
+    scenarios = {scenario.name: scenario for scenario in SCENARIOS}
+    for server in SERVERS:
+        for name, losses in LOSSES[server.name].items():
+            noted = expected(scenarios[name])
+            for key, value in losses.items():
+                assert noted.get(key, NOTHING) != value, (server.name, name, key)
