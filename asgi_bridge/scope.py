@@ -93,8 +93,8 @@ def takes_denials(scope: Scope) -> bool:
     same name, it takes no second piece of a body, and its answer says that it upgrades. It is
     known by its ports, which are strings.
     """
-    server = scope.get("server")
-    granian = bool(server) and isinstance(server[1], str)
+    _, port = scope.get("server") or (None, None)
+    granian = isinstance(port, str)
     return "websocket.http.response" in (scope.get("extensions") or ()) and not granian
 
 

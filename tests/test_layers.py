@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+import asgi_bridge
 import asyncwebsockets
 
-PACKAGE = Path(asyncwebsockets.__file__).parent
+if TYPE_CHECKING:
+    from types import ModuleType
 
 # From the bottom to the top: a module imports only from rows above its own.
-LAYERS = [
-    ["errors"],
-    ["events"],
-    ["settings"],
-    ["_grammar", "_supervisor", "_url"],
-    ["pace"],
-    ["deflate"],
-    ["codec"],
-    ["handshake"],
-    ["decision", "origin"],
-    ["transport"],
-    ["channel"],
-    ["websocket"],
-    ["_scope"],
-    ["client", "server"],
-    ["__init__"],
-]
-ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
+LAYERS = {
+    asyncwebsockets: [
+        ["errors"],
+        ["events"],
+        ["settings"],
+        ["_grammar", "_supervisor", "_url"],
+        ["pace"],
+        ["deflate"],
+        ["codec"],
+        ["handshake"],
+        ["decision", "origin"],
+        ["transport"],
+        ["channel"],
+        ["websocket"],
+        ["_scope"],
+        ["client", "server"],
+        ["__init__"],
+    ],
+    asgi_bridge: [
+        ["messages"],
+        ["scope"],
+        ["endpoint"],
+        ["__init__"],
+    ],
+}
+ROW = {
+    (package.__name__, name): row
+    for package, layers in LAYERS.items()
+    for row, names in enumerate(layers)
+    for name in names
+}
+MODULES = sorted(path for package in LAYERS for path in Path(package.__path__[0]).glob("*.py"))
+
+every_module = pytest.mark.parametrize(
+    "path", MODULES, ids=[f"{path.parent.name}.{path.stem}" for path in MODULES]
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -41,25 +63,45 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
-def test_a_module_imports_only_from_rows_above_its_own(path: Path) -> None:
-    assert path.stem in ROW, "a new module needs its place in LAYERS"
-    for name in imports(path):
-        assert ROW[name] < ROW[path.stem], f"{path.stem} imports {name}"
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
-def test_no_module_knows_a_backend_by_name(path: Path) -> None:
-    names = set()
+def foreign(path: Path) -> set[str]:
+    """Return the dotted names of all else that it imports."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.partition(".")[0])
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@every_module
+def test_a_module_imports_only_from_rows_above_its_own(path: Path) -> None:
+    package = path.parent.name
+    assert (package, path.stem) in ROW, "a new module needs its place in LAYERS"
+    for name in imports(path):
+        assert ROW[package, name] < ROW[package, path.stem], f"{path.stem} imports {name}"
+
+
+@every_module
+def test_no_module_knows_a_backend_by_name(path: Path) -> None:
+    names = {name.partition(".")[0] for name in foreign(path)}
     assert not names & {"asyncio", "trio", "uvloop"}
 
 
-def test_every_public_name_is_exported() -> None:
-    assert sorted(asyncwebsockets.__all__) == asyncwebsockets.__all__
-    for name in asyncwebsockets.__all__:
-        assert getattr(asyncwebsockets, name).__module__
+@every_module
+def test_the_bridge_uses_public_names_only_and_the_library_none_of_it(path: Path) -> None:
+    for name in foreign(path):
+        package, *parts = name.split(".")
+        if path.parent.name == "asyncwebsockets":
+            assert package != "asgi_bridge"
+        elif package == "asyncwebsockets":
+            assert not any(part.startswith("_") for part in parts), name
+            module = sys.modules[name.rpartition(".")[0]]
+            assert parts[-1] in module.__all__, name
+
+
+@pytest.mark.parametrize("package", LAYERS, ids=lambda package: package.__name__)
+def test_every_public_name_is_exported(package: ModuleType) -> None:
+    assert sorted(package.__all__) == package.__all__
+    for name in package.__all__:
+        assert getattr(package, name).__module__

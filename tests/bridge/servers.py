@@ -58,18 +58,19 @@ class Fleet:
     def __init__(self, stack: ExitStack, logs: Path) -> None:
         self._stack = stack
         self._logs = logs
-        self._ports: dict[str, int] = {}
+        self._ports: dict[tuple[str, str], int] = {}
 
-    def port(self, server: AsgiServer) -> int:
-        """Return the port a server listens on."""
-        if server.name not in self._ports:
-            log = self._logs / f"{server.name}.log"
-            self._ports[server.name] = self._stack.enter_context(running(server, log))
-        return self._ports[server.name]
+    def port(self, server: AsgiServer, app: str = APPLICATION) -> int:
+        """Return the port on which a server runs an application."""
+        key = server.name, app
+        if key not in self._ports:
+            log = self._logs / f"{server.name}-{len(self._ports)}.log"
+            self._ports[key] = self._stack.enter_context(running(server, log, app))
+        return self._ports[key]
 
 
 @contextmanager
-def running(server: AsgiServer, log: Path, app: str = APPLICATION) -> Iterator[int]:
+def running(server: AsgiServer, log: Path, app: str) -> Iterator[int]:
     """Run a server; gives its port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -15,6 +15,7 @@ from .handlers import filter, handle
 from .losses import LOSSES, NOTHING
 from .scenarios import SCENARIOS, Client, Scenario
 from .servers import SERVERS, AsgiServer, Fleet
+from .table import PAGE, table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -87,3 +88,7 @@ def test_each_loss_is_one() -> None:
             noted = expected(scenarios[name])
             for key, value in losses.items():
                 assert noted.get(key, NOTHING) != value, (server.name, name, key)
+
+
+def test_the_table_is_up_to_date() -> None:
+    assert PAGE.read_text() == table(), "run python -m tests.bridge.table"
