@@ -67,6 +67,11 @@ class Websockets(Peer):
     client: Any = staticmethod(websockets.asyncio.client.connect)
     server: Any = staticmethod(websockets.asyncio.server.serve)
 
+    @staticmethod
+    def fields(headers: Any) -> list[tuple[str, str]]:
+        """Return all fields, those of the same name as well."""
+        return list(headers.raw_items())
+
     def _client_options(self, options: Options) -> dict[str, Any]:
         deflate = options.compression
         if deflate is None:
@@ -106,7 +111,7 @@ class Websockets(Peer):
         except self.invalid_status as exc:
             response: Any = exc.response  # type: ignore[attr-defined]
             body = bytes(response.body) if self.shows_refusal_body else None
-            raise Refused(response.status_code, list(response.headers.items()), body) from None
+            raise Refused(response.status_code, self.fields(response.headers), body) from None
         async with ws:
             yield WebsocketsEnd(ws, self.connection_closed)
 
@@ -161,6 +166,10 @@ class PicowsWebsockets(Websockets):
     invalid_status = picows.websockets.InvalidStatus
     client = staticmethod(picows.websockets.connect)
     server = staticmethod(picows.websockets.serve)
+
+    @staticmethod
+    def fields(headers: Any) -> list[tuple[str, str]]:
+        return list(headers.items())
 
     def lost(self, role: str) -> Closed:
         # Not 1006 (RFC 6455 section 7.1.5), as websockets has it.
