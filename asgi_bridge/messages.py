@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from asyncwebsockets.codec import is_close_code
 from asyncwebsockets.events import BytesMessage, TextMessage
 
 if TYPE_CHECKING:
@@ -21,12 +22,21 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
+    "Accept",
+    "Close",
+    "Data",
+    "DenialBody",
+    "DenialStart",
+    "Sent",
     "accept_message",
     "clip",
     "close_message",
     "denial_body_message",
     "denial_start_message",
+    "disconnect_message",
     "read_received",
+    "read_sent",
+    "receive_message",
     "send_message",
 ]
 
@@ -55,6 +65,48 @@ class Disconnect:
     reason: str
 
 
+@dataclass(frozen=True)
+class Accept:
+    """The application accepts the connection."""
+
+    subprotocol: str | None
+    headers: RawHeaders
+
+
+@dataclass(frozen=True)
+class Data:
+    """The application sends a message."""
+
+    data: str | bytes
+
+
+@dataclass(frozen=True)
+class Close:
+    """The application closes the connection, or rejects it with 403."""
+
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class DenialStart:
+    """The application begins an HTTP response in place of a connection."""
+
+    status: int
+    headers: RawHeaders
+
+
+@dataclass(frozen=True)
+class DenialBody:
+    """A piece of that response's body."""
+
+    body: bytes
+    more_body: bool
+
+
+Sent: TypeAlias = "Accept | Data | Close | DenialStart | DenialBody"
+
+
 def read_received(message: AsgiMessage) -> TextMessage | BytesMessage | Disconnect:
     """Return what a message from the server stands for, once the connection is open.
 
@@ -75,6 +127,94 @@ def read_received(message: AsgiMessage) -> TextMessage | BytesMessage | Disconne
             return Disconnect(message.get("code") or 1005, message.get("reason") or "")
         case other:
             raise ValueError(f"expected websocket.receive or websocket.disconnect, got {other!r}")
+
+
+def read_sent(message: AsgiMessage) -> Sent:
+    """Return what a message from an application stands for.
+
+    Raises:
+        TypeError: a value is of another type than the specification has.
+        ValueError: the type is unknown, or a value is not allowed.
+    """
+    kind = _get(message, "type", str)
+    match kind:
+        case "websocket.accept":
+            return Accept(_get(message, "subprotocol", str, None), _headers(message))
+        case "websocket.send":
+            return Data(_payload(message))
+        case "websocket.close":
+            code = _get(message, "code", int, 1000)
+            if not is_close_code(code):
+                raise ValueError(f"expected a close code that may be sent, got {code}")
+            return Close(code, clip(_get(message, "reason", str, None) or ""))
+        case "websocket.http.response.start":
+            status = _get(message, "status", int)
+            if not 200 <= status <= 599:
+                raise ValueError(f"expected a final HTTP status from 200 to 599, got {status}")
+            return DenialStart(status, _headers(message))
+        case "websocket.http.response.body":
+            return DenialBody(
+                bytes(_get(message, "body", (bytes, bytearray, memoryview), b"")),
+                bool(message.get("more_body", False)),
+            )
+    raise ValueError(f"expected a websocket message, got one of type {kind!r}")
+
+
+def _payload(message: AsgiMessage) -> str | bytes:
+    text = _get(message, "text", str, None)
+    data = _get(message, "bytes", (bytes, bytearray, memoryview), None)
+    if (text is None) == (data is None):
+        raise ValueError(
+            "expected websocket.send with either text or bytes, got "
+            f"{'neither' if text is None else 'both'}"
+        )
+    return text if text is not None else bytes(data)
+
+
+def _get(message: AsgiMessage, key: str, types: Any, default: Any = ...) -> Any:
+    """Return a value of the right type, the default if there is none or it is None."""
+    value = message.get(key)
+    if value is None:
+        if default is ...:
+            raise ValueError(f"expected {message.get('type', 'a message')} with {key!r}")
+        return default
+    if not isinstance(value, types):
+        names = types.__name__ if isinstance(types, type) else "bytes"
+        raise TypeError(
+            f"expected {key!r} of {message.get('type')} to be {names}, got {value!r:.100}"
+        )
+    return value
+
+
+def _headers(message: AsgiMessage) -> RawHeaders:
+    headers = []
+    for pair in message.get("headers") or ():
+        name, value = pair
+        if not isinstance(name, bytes) or not isinstance(value, bytes):
+            raise TypeError(
+                f"expected the headers of {message['type']} to be pairs of bytes, got {pair!r:.100}"
+            )
+        headers.append((name, value))
+    return headers
+
+
+def receive_message(data: str | bytes) -> AsgiMessage:
+    """Return the message that brings a text or binary message."""
+    text = data if isinstance(data, str) else None
+    return {
+        "type": "websocket.receive",
+        "text": text,
+        "bytes": data if text is None else None,
+    }
+
+
+def disconnect_message(code: int | None, reason: str | None) -> AsgiMessage:
+    """Return the message that says how a connection has ended."""
+    return {
+        "type": "websocket.disconnect",
+        "code": code if code is not None else 1006,
+        "reason": reason or "",
+    }
 
 
 def send_message(data: str | bytes) -> AsgiMessage:

@@ -12,11 +12,13 @@ from urllib.parse import quote, unquote
 from asyncwebsockets import Request
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from asyncwebsockets.events import Address
 
     from .messages import Scope
 
-__all__ = ["AsgiRequest", "request_from_scope", "takes_denials"]
+__all__ = ["AsgiRequest", "request_from_scope", "scope_from_request", "takes_denials"]
 
 # What a path may have besides letters, digits and "-._~" (RFC 3986 section 3.3).
 _PATH_SAFE = "/!$&'()*+,;=:@"
@@ -84,6 +86,44 @@ def request_from_scope(scope: Scope) -> AsgiRequest:
         http_version=http_version,
         scope=scope,
     )
+
+
+def scope_from_request(
+    request: Request, root_path: str = "", state: Mapping[str, Any] | None = None
+) -> Scope:
+    """Return the scope for an application that is to serve a request.
+
+    Args:
+        request: the client's.
+        root_path: decoded, in front of the path.
+        state: of the lifespan; each connection gets a shallow copy. None leaves it out.
+    """
+    raw_path = quote(root_path, safe=_PATH_SAFE) + request.path
+    scope: Scope = {
+        "type": "websocket",
+        "asgi": {"version": "3.0", "spec_version": "2.5"},
+        "http_version": request.http_version,
+        "scheme": "wss" if request.secure else "ws",
+        "path": unquote(raw_path),
+        "raw_path": raw_path.encode("ascii"),
+        "query_string": request.query.encode("ascii"),
+        "root_path": root_path,
+        "headers": [(name.lower(), value) for name, value in request.headers],
+        "client": _pair(request.remote_address),
+        "server": _pair(request.local_address),
+        "subprotocols": list(request.subprotocols),
+        "extensions": {"websocket.http.response": {}},
+    }
+    if state is not None:
+        scope["state"] = dict(state)
+    return scope
+
+
+def _pair(address: Address) -> list[Any] | None:
+    """Return an address as ASGI has it."""
+    if address is None:
+        return None
+    return [address, None] if isinstance(address, str) else list(address)
 
 
 def takes_denials(scope: Scope) -> bool:

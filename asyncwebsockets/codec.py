@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .deflate import Inflater
 
-__all__ = ["Codec", "CodecError", "PureCodec", "make_codec"]
+__all__ = ["Codec", "CodecError", "PureCodec", "is_close_code", "make_codec"]
 
 # A compressed message is handed on in pieces of at most this many bytes.
 _SLICE = 64 * 1024

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     Filter = Callable[[Request], Awaitable[object]]
     Handler = Callable[[Websocket], Awaitable[object]]
     OnHttp = Callable[[Request], Awaitable[Reject | None]]
+    OnHandshakeError = Callable[[Request | None, Exception], object]
 
 __all__ = ["Server", "create_websocket_server", "open_websocket_server", "serve"]
 
@@ -172,6 +173,11 @@ class _Handshaking:
         # Bytes that came behind the request while the filter ran.
         self._early = bytearray()
         self._answering = False
+
+    @property
+    def request(self) -> Request | None:
+        """The client's request, None before it has come."""
+        return self._request
 
     def drain(self) -> None:
         """Answer 503, because the server closes."""
@@ -396,6 +402,7 @@ class Server:
         settings: Settings,
         ssl: _ssl.SSLContext | None,
         on_http: OnHttp | None,
+        on_handshake_error: OnHandshakeError | None,
         listeners: Sequence[SocketListener],
         task_group: TaskGroup,
     ) -> None:
@@ -404,6 +411,7 @@ class Server:
         self._settings = settings
         self._ssl = ssl
         self._on_http = on_http
+        self._on_handshake_error = on_handshake_error
         self._listeners = listeners
         self._task_group = task_group
         self._supervisor = Supervisor(task_group)
@@ -574,9 +582,11 @@ class Server:
                 opened = await handshake.run()
             except HandshakeError as exc:
                 logger.debug("a handshake came to nothing: %s", exc)
+                self._report(handshake, exc)
                 return
-            except Exception:
+            except Exception as exc:
                 logger.exception("the filter failed; the client got status 500")
+                self._report(handshake, exc)
                 return
             finally:
                 self._handshakes.discard(handshake)
@@ -589,10 +599,13 @@ class Server:
         finally:
             self._gone()
 
+    def _report(self, handshake: _Handshaking, error: Exception) -> None:
+        if self._on_handshake_error is not None:
+            self._on_handshake_error(handshake.request, error)
+
     async def _handle(self, websocket: Websocket) -> None:
         if self._closing.is_set():
-            await websocket.close(*self._drain_with)
-            return
+            self._task_group.start_soon(websocket.close, *self._drain_with)
         try:
             async with websocket:
                 try:
@@ -625,6 +638,7 @@ async def serve(
     sockets: Iterable[socket.socket] | None = None,
     settings: Settings | None = None,
     on_http: OnHttp | None = None,
+    on_handshake_error: OnHandshakeError | None = None,
     task_status: TaskStatus[Server] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen, and run ``handler(websocket)`` for each connection, until closed or cancelled.
@@ -645,6 +659,9 @@ async def serve(
         on_http: an async function that answers plain HTTP (GET and HEAD), for health checks: it
             gets the :class:`Request` and returns a :class:`Reject`, of status 200 if you like,
             or None for the usual 426.
+        on_handshake_error: a function that is told of each handshake that came to nothing, the
+            filter's rejections among them: it gets the :class:`Request`, None if there was
+            none, and the exception. What the filter was given is the same object.
         task_status: ``await task_group.start(serve, ...)`` returns the :class:`Server`.
 
     Raises:
@@ -660,7 +677,14 @@ async def serve(
     try:
         async with anyio.create_task_group() as task_group:
             server = Server(
-                handler, filter, settings or Settings(), ssl, on_http, listeners, task_group
+                handler,
+                filter,
+                settings or Settings(),
+                ssl,
+                on_http,
+                on_handshake_error,
+                listeners,
+                task_group,
             )
             task_status.started(server)
             await server.run()

@@ -36,8 +36,9 @@ LAYERS = {
     ],
     asgi_bridge: [
         ["messages"],
-        ["scope"],
-        ["endpoint"],
+        ["lifespan", "scope", "state"],
+        ["endpoint", "host"],
+        ["inprocess"],
         ["__init__"],
     ],
 }

@@ -20,6 +20,7 @@ from asyncwebsockets import (
     ConnectionClosedOK,
     Deflate,
     HandshakeError,
+    InvalidHandshake,
     Reject,
     Rejected,
     Request,
@@ -487,6 +488,56 @@ async def test_an_on_http_that_fails_is_a_500(caplog: pytest.LogCaptureFixture) 
         answer = await raw_request(url, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 500 ")
     assert len(caplog.records) == 1
+
+
+async def test_handshakes_that_come_to_nothing_are_reported() -> None:
+    asked: list[Request] = []
+    opened: list[Request] = []
+    reported: list[tuple[Request | None, type[Exception]]] = []
+
+    async def filter(request: Request) -> object:
+        asked.append(request)
+        if request.path == "/raises":
+            raise KeyError
+        if request.path == "/leaves":
+            await anyio.sleep_forever()
+        return request.path == "/"
+
+    async def handler(ws: Websocket) -> None:
+        opened.append(ws.request)
+
+    def report(request: Request | None, error: Exception) -> None:
+        reported.append((request, type(error)))
+
+    async with serving(handler, filter=filter, on_handshake_error=report) as (_, url):
+        async with open_websocket(url):
+            pass
+        for path in ("rejected", "raises"):
+            with pytest.raises(Rejected):
+                async with open_websocket(url + path):
+                    pytest.fail("it was rejected")
+        await raw_request(url, b"nonsense\r\n\r\n")
+        async with anyio.create_task_group() as tg:
+
+            async def leave() -> None:
+                async with open_websocket(f"{url}leaves"):
+                    pytest.fail("it was not accepted")
+
+            tg.start_soon(leave)
+            await until(lambda: len(asked) == 4)
+            tg.cancel_scope.cancel()
+        await until(lambda: len(reported) == 4)
+    # The very objects that the filter got.
+    assert [request is asked[0] for request in opened] == [True]
+    assert [id(request) for request, _ in reported] == [
+        id(request) for request in (asked[1], asked[2], None, asked[3])
+    ]
+    assert [error for _, error in reported] == [
+        Rejected,
+        KeyError,
+        InvalidHandshake,
+        HandshakeError,
+    ]
 
 
 # Handlers

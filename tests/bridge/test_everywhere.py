@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from asgi_bridge import WebsocketApp, serve_app
 from asyncwebsockets import Server, serve
 
 from .handlers import filter, handle
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
+
+# ASGI has one code for both: what the server failed it for, and what the peer closed it with.
+FAILED_BY_THE_SERVER = {
+    "the_client_breaks_the_protocol",
+    "the_client_sends_bad_utf8",
+    "the_client_sends_too_much",
+}
 
 every_scenario = pytest.mark.parametrize(
     "scenario", SCENARIOS, ids=[scenario.name for scenario in SCENARIOS]
@@ -70,6 +78,19 @@ async def test_on_a_unix_socket(scenario: Scenario, tmp_path: Path) -> None:
         if scenario.name == "the_handler_describes_the_request":
             losses["client.addresses"] = ["str", "NoneType"]
         assert await play(scenario, client) == expected(scenario, losses)
+
+
+@every_scenario
+async def test_mounted_in_our_own_host(scenario: Scenario) -> None:
+    async with anyio.create_task_group() as tasks:
+        app = WebsocketApp(handle, filter)
+        server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0))
+        client = Client(partial(anyio.connect_tcp, "127.0.0.1", server.port))
+        losses = {}
+        if scenario.name in FAILED_BY_THE_SERVER:
+            losses["handler.raised"] = "ConnectionClosedOK"
+        assert await play(scenario, client) == expected(scenario, losses)
+        await server.close()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)

@@ -23,7 +23,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from asgi_bridge import AsgiRequest, WebsocketApp
+from asgi_bridge import AsgiRequest, WebsocketApp, open_websocket_app
 from asyncwebsockets import (
     ConnectionClosed,
     ConnectionClosedError,
@@ -737,16 +737,21 @@ async def test_subprotocols_with_httpx_ws() -> None:
 # What the documentation and the examples show
 
 
-def documented() -> Any:
+def documented() -> list[dict[str, Any]]:
+    """Return the names that each of the page's blocks of code defines."""
     page = (ROOT / "docs" / "asgi.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(code, "asgi.md", "exec"), names)  # the page's own code, run as shown
-    return names["app"]
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found = []
+    for code in blocks:
+        names: dict[str, Any] = {"open_websocket_app": open_websocket_app}
+        exec(compile(code, "asgi.md", "exec"), names)
+        found.append(names)
+    return found
 
 
 def test_the_page_about_asgi() -> None:
-    client = TestClient(documented())
+    mounted, _, _ = documented()
+    client = TestClient(mounted["app"])
     with client.websocket_connect("/echo/") as ws:
         ws.send_text("hello")
         assert ws.receive_text() == "hello"
@@ -756,6 +761,12 @@ def test_the_page_about_asgi() -> None:
     with client.websocket_connect("/members/a", headers={"Cookie": "a=1"}) as ws:
         ws.send_text("hello")
         assert ws.receive_text() == "hello"
+
+
+async def test_the_pages_test_in_process() -> None:
+    _, hosted, test = documented()
+    test["app"] = hosted["app"]
+    await test["test_hello"]()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)

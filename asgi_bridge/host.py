@@ -1,0 +1,406 @@
+"""An ASGI application on the library's own sockets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+
+from asyncwebsockets import ConnectionClosed, Reject, Settings, serve
+from asyncwebsockets.events import AcceptConnection, Message
+from asyncwebsockets.handshake import accept_headers, normalize_headers
+
+from .lifespan import Lifespan
+from .messages import (
+    Accept,
+    Close,
+    Data,
+    DenialBody,
+    DenialStart,
+    disconnect_message,
+    read_sent,
+    receive_message,
+)
+from .scope import scope_from_request
+from .state import Phase, advance
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+if TYPE_CHECKING:
+    import os
+    import socket
+    import ssl as _ssl
+    from collections.abc import AsyncIterator, Iterable, Mapping
+
+    from anyio.abc import TaskGroup, TaskStatus
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+    from asyncwebsockets import Request, Server, Websocket
+
+    from .lifespan import Application
+    from .messages import AsgiMessage, Scope
+
+__all__ = ["Host", "ClientDisconnected", "serve_app"]
+
+logger: logging.Logger = logging.getLogger("asyncwebsockets")
+
+# The seconds an application has to end that has no connection when the server is closed.
+_LAST_MOMENT = 1.0
+
+
+class ClientDisconnected(OSError):
+    """An application sent on a connection that is gone (ASGI specification, since 2.4)."""
+
+
+class Connection:
+    """One connection of an application: its `receive` and `send`, and what comes of them.
+
+    Args:
+        request: the client's.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.scope = anyio.CancelScope()
+        #: What the application raised.
+        self.error: Exception | None = None
+        #: Set when the application has ended.
+        self.ended = anyio.Event()
+        self._request = request
+        self._phase = Phase.CONNECTING
+        self._connect_received = False
+        # The answer to the handshake, and the event of it or of the application's end.
+        self._decision: AcceptConnection | Reject | None = None
+        self._decided = anyio.Event()
+        # Set when the handshake has led to a connection, or to none.
+        self._settled = anyio.Event()
+        self._websocket: Websocket | None = None
+        self._denial: DenialStart | None = None
+        self._pieces: MemoryObjectSendStream[bytes] | None = None
+
+    # For the host
+
+    async def run(self, app: Application, scope: Scope) -> None:
+        """Run the application to its end."""
+        try:
+            with self.scope:
+                await app(scope, self.receive, self.send)
+        except Exception as exc:
+            self.error = exc
+        finally:
+            if self._pieces is not None:
+                self._pieces.close()
+            self._decided.set()
+            self.ended.set()
+
+    async def decide(self) -> AcceptConnection | Reject:
+        """Wait for the application's answer to the handshake.
+
+        Raises:
+            Exception: the application's own, in place of an answer.
+            RuntimeError: it has returned without one.
+        """
+        await self._decided.wait()
+        if self._decision is not None:
+            return self._decision
+        self._settled.set()
+        if self.error is not None:
+            raise self.error
+        raise RuntimeError("the application returned without answering the handshake")
+
+    def opened(self, websocket: Websocket) -> None:
+        """Note that the handshake has led to a connection."""
+        self._websocket = websocket
+        self._settled.set()
+
+    def lost(self) -> None:
+        """Note that the handshake has not."""
+        self._settled.set()
+
+    # For the application
+
+    async def receive(self) -> AsgiMessage:
+        """Return the next message for the application; `websocket.disconnect` again and again."""
+        if not self._connect_received:
+            self._connect_received = True
+            return {"type": "websocket.connect"}
+        await self._settled.wait()
+        websocket = self._websocket
+        if websocket is None:
+            return disconnect_message(1006, None)
+        while True:
+            try:
+                event = await websocket.receive()
+            except ConnectionClosed:
+                await websocket.wait_closed()
+                return disconnect_message(websocket.close_code, websocket.close_reason)
+            if isinstance(event, Message):
+                return receive_message(event.data)
+
+    async def send(self, message: AsgiMessage) -> None:
+        """Do what a message of the application says.
+
+        Raises:
+            TypeError, ValueError: it is not as the specification has it; nothing has changed.
+            RuntimeError: it cannot be sent now; nothing has changed.
+            ClientDisconnected: the connection is gone.
+        """
+        sent = read_sent(message)
+        if self._phase is Phase.CLOSED or (self._settled.is_set() and self._websocket is None):
+            raise ClientDisconnected("the connection is gone")
+        phase = advance(self._phase, sent)
+        match sent:
+            case Accept():
+                await self._accept(sent)
+            case Data(data=data):
+                await self._send(data)
+            case Close():
+                await self._close(sent)
+            case DenialStart():
+                self._check_denial(sent, b"")
+                self._denial = sent
+                self._phase = phase
+            case DenialBody():
+                await self._deny(sent)
+
+    async def _accept(self, sent: Accept) -> None:
+        accept = AcceptConnection(
+            subprotocol=sent.subprotocol or None, extra_headers=list(sent.headers)
+        )
+        offered = self._request.subprotocols
+        if accept.subprotocol is not None and accept.subprotocol not in offered:
+            raise ValueError(
+                f"expected one of the offered subprotocols {offered}, got {accept.subprotocol!r}"
+            )
+        accept_headers(accept)
+        self._phase = Phase.OPEN
+        self._decide(accept)
+        await self._settled.wait()
+        if self._websocket is None:
+            raise ClientDisconnected("the client left before it was accepted")
+
+    async def _send(self, data: str | bytes) -> None:
+        websocket = await self._open()
+        try:
+            await websocket.send(data)
+        except ConnectionClosed as exc:
+            raise ClientDisconnected(f"the connection is gone: {exc}") from exc
+
+    async def _close(self, sent: Close) -> None:
+        opened = self._phase is Phase.OPEN
+        self._phase = Phase.CLOSED
+        if opened:
+            websocket = await self._open()
+            await websocket.close(sent.code, sent.reason)
+        else:
+            self._decide(Reject(403))
+
+    async def _open(self) -> Websocket:
+        await self._settled.wait()
+        if self._websocket is None:
+            raise ClientDisconnected("the connection is gone")
+        return self._websocket
+
+    def _check_denial(self, start: DenialStart, body: bytes) -> Reject:
+        return Reject(start.status, normalize_headers(start.headers), body)
+
+    async def _deny(self, sent: DenialBody) -> None:
+        assert self._denial is not None
+        if self._pieces is None and not sent.more_body:
+            reject = self._check_denial(self._denial, sent.body)
+            self._phase = Phase.CLOSED
+            self._decide(reject)
+            return
+        if self._pieces is None:
+            self._pieces, pieces = anyio.create_memory_object_stream[bytes](0)
+            start = self._denial
+            self._decide(Reject(start.status, normalize_headers(start.headers), self._body(pieces)))
+        try:
+            if sent.body:
+                await self._pieces.send(sent.body)
+        except anyio.BrokenResourceError:
+            self._phase = Phase.CLOSED
+            raise ClientDisconnected("the client left before its answer was complete") from None
+        if not sent.more_body:
+            self._phase = Phase.CLOSED
+            self._pieces.close()
+
+    async def _body(self, pieces: MemoryObjectReceiveStream[bytes]) -> AsyncIterator[bytes]:
+        with pieces:
+            async for piece in pieces:
+                yield piece
+        if self._phase is not Phase.CLOSED:
+            raise self.error or RuntimeError("the application returned in the middle of a body")
+
+    def _decide(self, decision: AcceptConnection | Reject) -> None:
+        self._decision = decision
+        self._decided.set()
+
+
+class Host:
+    """Runs an application for the connections of a server: its filter and its handler.
+
+    Args:
+        app: the application.
+        tasks: where it runs.
+        root_path: where it is mounted, for the scope.
+        state: of its lifespan.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        tasks: TaskGroup,
+        *,
+        root_path: str = "",
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._app = app
+        self._tasks = tasks
+        self._root_path = root_path
+        self._state = state
+        # Those in their handshake, by their requests' identity.
+        self._connections: dict[int, Connection] = {}
+        self._running = 0
+        self._idle = anyio.Event()
+
+    async def wait_idle(self) -> None:
+        """Wait until the application runs for no connection any more."""
+        while self._running:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    async def _run(self, connection: Connection, scope: Scope) -> None:
+        try:
+            await connection.run(self._app, scope)
+        finally:
+            self._running -= 1
+            self._idle.set()
+
+    async def filter(self, request: Request) -> AcceptConnection | Reject:
+        """Begin to run the application, and return what it answers."""
+        connection = Connection(request)
+        scope = scope_from_request(request, self._root_path, self._state)
+        self._connections[id(request)] = connection
+        self._running += 1
+        self._tasks.start_soon(self._run, connection, scope)
+        try:
+            return await connection.decide()
+        except BaseException:
+            self._lost(request)
+            raise
+
+    def on_handshake_error(self, request: Request | None, error: Exception) -> None:
+        """Tell the application that it has no connection."""
+        if request is not None:
+            self._lost(request)
+
+    def _lost(self, request: Request) -> None:
+        connection = self._connections.pop(id(request), None)
+        if connection is not None:
+            connection.lost()
+
+    async def handler(self, websocket: Websocket) -> None:
+        """Hand the application its connection, and wait until it has ended.
+
+        Raises:
+            Exception: the application's own.
+        """
+        connection = self._connections.pop(id(websocket.request))
+        connection.opened(websocket)
+        try:
+            await connection.ended.wait()
+        except anyio.get_cancelled_exc_class():
+            connection.scope.cancel()
+            raise
+        error = connection.error
+        if error is None:
+            return
+        if _is_disconnection(error):
+            logger.debug("the application ended with the connection of %r: %s", websocket, error)
+        else:
+            raise error
+
+
+def _is_disconnection(error: BaseException) -> bool:
+    """Whether it, or every leaf of a group, says that a connection is gone."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_disconnection(leaf) for leaf in error.exceptions)
+    return isinstance(error, ClientDisconnected)
+
+
+async def serve_app(
+    app: Application,
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    ssl: _ssl.SSLContext | None = None,
+    uds: str | os.PathLike[str] | None = None,
+    sockets: Iterable[socket.socket] | None = None,
+    root_path: str = "",
+    lifespan: Literal["auto", "on", "off"] = "auto",
+    settings: Settings | None = None,
+    task_status: TaskStatus[Server] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listen, and run an ASGI application for each WebSocket connection, until closed.
+
+    Plain HTTP is answered with 426: for both, run hypercorn with a :class:`WebsocketApp`.
+
+    What the application raises is logged; the client gets status 500 before its connection is
+    accepted and a Close with 1011 afterwards. An application that returns closes it with 1000.
+
+    Args:
+        app: an ASGI 3 application.
+        host: as in :func:`asyncwebsockets.serve`.
+        port: as in :func:`asyncwebsockets.serve`.
+        ssl: as in :func:`asyncwebsockets.serve`.
+        uds: as in :func:`asyncwebsockets.serve`.
+        sockets: as in :func:`asyncwebsockets.serve`.
+        root_path: what a proxy in front has taken off the path, decoded.
+        lifespan: "auto" goes on without one if the application raises on it, "on" insists on it,
+            "off" does not ask for it.
+        settings: as in :func:`asyncwebsockets.serve`.
+        task_status: ``await task_group.start(serve_app, ...)`` returns the
+            :class:`~asyncwebsockets.Server` once the application has started; its ``close``
+            closes the connections, then ends the lifespan.
+
+    Raises:
+        OSError, ValueError: as :func:`asyncwebsockets.serve`.
+        LifespanFailed: the application says that its startup or shutdown has failed.
+    """
+    if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
+        raise ValueError(f"expected a root path such as '/app', got {root_path!r}")
+    live = Lifespan(app, lifespan)
+    error: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            await live.startup(tasks)
+            hosting = Host(app, tasks, root_path=root_path, state=live.state)
+            await serve(
+                hosting.handler,
+                host,
+                port,
+                filter=hosting.filter,
+                ssl=ssl,
+                uds=uds,
+                sockets=sockets,
+                settings=settings,
+                on_handshake_error=hosting.on_handshake_error,
+                task_status=task_status,
+            )
+            # Those that have no connection any more were not waited for.
+            with anyio.move_on_after(_LAST_MOMENT):
+                await hosting.wait_idle()
+            await live.shutdown()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as exc:
+            # Raised outside the group, which would wrap it.
+            error = exc
+        finally:
+            live.close()
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error

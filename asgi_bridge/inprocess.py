@@ -1,0 +1,135 @@
+"""Connections to an ASGI application in the same process, without a socket."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Literal
+
+import anyio
+from anyio.streams.stapled import StapledObjectStream
+
+from asyncwebsockets import (
+    HandshakeError,
+    Settings,
+    open_websocket_client,
+    open_websocket_server,
+)
+
+from .host import Host
+from .lifespan import Lifespan
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from asyncwebsockets import Request, Websocket
+    from asyncwebsockets.events import AcceptConnection, Reject
+    from asyncwebsockets.handshake import HeadersLike
+
+    from .lifespan import Application
+
+__all__ = ["open_websocket_app"]
+
+
+@asynccontextmanager
+async def open_websocket_app(
+    app: Application,
+    path: str,
+    headers: HeadersLike | None = None,
+    subprotocols: Sequence[str] | None = None,
+    *,
+    root_path: str = "",
+    lifespan: Literal["auto", "on", "off"] = "auto",
+    raise_app_exceptions: bool = True,
+    settings: Settings | None = None,
+) -> AsyncGenerator[Websocket, None]:
+    """Open a connection to an ASGI application in this process, for the length of a block.
+
+    ``async with open_websocket_app(app, "/chat") as websocket: ...``
+
+    Between the two are a client and a server as on TCP, over streams in memory, so handshake,
+    close codes and limits are those of :func:`serve_app`. The application's lifespan is that of
+    the block, and the application has ``drain_timeout`` to end after it.
+
+    Args:
+        app: an ASGI 3 application.
+        path: the request target, with its query.
+        headers: additional header fields, as in :func:`asyncwebsockets.open_websocket`.
+        subprotocols: to offer, in order of preference.
+        root_path: as in :func:`serve_app`.
+        lifespan: as in :func:`serve_app`.
+        raise_app_exceptions: raise what the application raised when the block is left, rather
+            than only close with 1011 or answer 500.
+        settings: limits and options of both sides.
+
+    Raises:
+        Rejected: the application rejected the connection, with its denial response if it sent
+            one.
+        LifespanFailed: the application says that its startup or shutdown has failed.
+        Exception: the application's own.
+    """
+    settings = settings or Settings()
+    live = Lifespan(app, lifespan)
+    served: _Served | None = None
+    error: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            await live.startup(tasks)
+            hosting = Host(app, tasks, root_path=root_path, state=live.state)
+            served = _Served(hosting, settings)
+            tasks.start_soon(served.run)
+            try:
+                async with open_websocket_client(
+                    served.near, "localhost", path, headers, subprotocols, settings=settings
+                ) as websocket:
+                    yield websocket
+            finally:
+                with anyio.move_on_after(settings.drain_timeout):
+                    await served.ended.wait()
+                    await hosting.wait_idle()
+            await live.shutdown()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as exc:
+            # Raised outside the group, which would wrap it.
+            error = exc
+        finally:
+            live.close()
+        tasks.cancel_scope.cancel()
+    if served is not None and served.error is not None and raise_app_exceptions:
+        raise served.error from error
+    if error is not None:
+        raise error
+
+
+class _Served:
+    """The server's side of one connection in memory."""
+
+    def __init__(self, host: Host, settings: Settings) -> None:
+        self._host = host
+        self._settings = settings
+        self._request: Request | None = None
+        to_server, from_client = anyio.create_memory_object_stream[bytes](1)
+        to_client, from_server = anyio.create_memory_object_stream[bytes](1)
+        self.near = StapledObjectStream(to_server, from_server)
+        self._far = StapledObjectStream(to_client, from_client)
+        self.ended = anyio.Event()
+        #: What the application raised.
+        self.error: Exception | None = None
+
+    async def run(self) -> None:
+        try:
+            async with open_websocket_server(
+                self._far, self._filter, settings=self._settings
+            ) as websocket:
+                await self._host.handler(websocket)
+        except HandshakeError as exc:
+            self._host.on_handshake_error(self._request, exc)
+        except Exception as exc:
+            self._host.on_handshake_error(self._request, exc)
+            self.error = exc
+        finally:
+            self.ended.set()
+
+    async def _filter(self, request: Request) -> AcceptConnection | Reject:
+        self._request = request
+        return await self._host.filter(request)

@@ -1,0 +1,794 @@
+"""ASGI applications on our sockets and in process: what they see, send, and may not."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+from asgiref.typing import ASGI3Application, WebSocketScope
+from fastapi import FastAPI
+from fastapi import WebSocket as FastApiWebSocket
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Mount, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from asgi_bridge import (
+    ClientDisconnected,
+    LifespanFailed,
+    WebsocketApp,
+    open_websocket_app,
+    serve_app,
+)
+from asyncwebsockets import (
+    ConnectionClosedOK,
+    Deflate,
+    Rejected,
+    Server,
+    Settings,
+    Websocket,
+    open_websocket,
+)
+from asyncwebsockets.events import Message
+
+from ..conftest import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+pytestmark = pytest.mark.anyio
+
+ACCEPT: dict[str, Any] = {"type": "websocket.accept"}
+
+
+@asynccontextmanager
+async def over_tcp(
+    app: Any, path: str, headers: Any = None, subprotocols: Any = None, **options: Any
+) -> AsyncGenerator[Websocket, None]:
+    options.setdefault("lifespan", "off")
+    async with anyio.create_task_group() as tasks:
+        server: Server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0, **options))
+        error: BaseException | None = None
+        try:
+            async with open_websocket(
+                f"ws://127.0.0.1:{server.port}{path}",
+                headers,
+                subprotocols,
+                settings=options.get("settings"),
+            ) as ws:
+                yield ws
+        except Exception as exc:
+            # Raised outside the group, which would wrap it.
+            error = exc
+        await server.close()
+    if error is not None:
+        raise error
+
+
+@asynccontextmanager
+async def in_process(
+    app: Any, path: str, headers: Any = None, subprotocols: Any = None, **options: Any
+) -> AsyncGenerator[Websocket, None]:
+    options.setdefault("lifespan", "off")
+    async with open_websocket_app(
+        app, path, headers, subprotocols, raise_app_exceptions=False, **options
+    ) as ws:
+        yield ws
+
+
+Connect = Any
+
+
+@pytest.fixture(params=[over_tcp, in_process], ids=["tcp", "process"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    return request.param
+
+
+async def drained(ws: Websocket) -> tuple[list[str | bytes], int | None, str | None]:
+    messages = [event.data async for event in ws if isinstance(event, Message)]
+    return messages, ws.close_code, ws.close_reason
+
+
+# The scope
+
+
+@pytest.mark.parametrize(
+    ("root_path", "path", "expected"),
+    [
+        ("", "/a%20b/%C3%A9%2Fz?q=%20", ("/a b/é/z", b"/a%20b/%C3%A9%2Fz", b"q=%20")),
+        ("/app", "/x", ("/app/x", b"/app/x", b"")),
+        ("/ä", "/x?", ("/ä/x", b"/%C3%A4/x", b"")),
+    ],
+)
+async def test_the_path(connect: Connect, root_path: str, path: str, expected: Any) -> None:
+    scopes = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await send(ACCEPT)
+
+    async with connect(app, path, root_path=root_path) as ws:
+        await drained(ws)
+    (scope,) = scopes
+    assert (scope["path"], scope["raw_path"], scope["query_string"]) == expected
+    assert scope["root_path"] == root_path
+
+
+async def test_the_scope_has_what_the_specification_says(connect: Connect) -> None:
+    scopes: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await send(ACCEPT)
+
+    headers = [("X-A", "1"), ("x-b", "2"), ("X-A", "3")]
+    async with connect(app, "/", headers, ["a", "b"]) as ws:
+        await drained(ws)
+    (scope,) = scopes
+    assert set(scope) <= set(WebSocketScope.__annotations__)
+    assert scope["type"] == "websocket"
+    assert scope["asgi"] == {"version": "3.0", "spec_version": "2.5"}
+    assert scope["http_version"] == "1.1"
+    assert scope["scheme"] == "ws"
+    assert scope["subprotocols"] == ["a", "b"]
+    assert scope["extensions"] == {"websocket.http.response": {}}
+    assert [pair for pair in scope["headers"] if pair[0].startswith(b"x-")] == [
+        (b"x-a", b"1"),
+        (b"x-b", b"2"),
+        (b"x-a", b"3"),
+    ]
+    assert b"host" in dict(scope["headers"])
+    assert "state" not in scope
+    for side in ("client", "server"):
+        if connect is over_tcp:
+            host, port = scope[side]
+            assert (host, type(port)) == ("127.0.0.1", int)
+        else:
+            assert scope[side] is None
+
+
+# Handshakes
+
+
+async def test_accept_with_everything(connect: Connect) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert await receive() == {"type": "websocket.connect"}
+        headers = [(b"x-a", b"1"), (b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
+        await send({**ACCEPT, "subprotocol": "b", "headers": headers, "unknown": 1})
+
+    async with connect(app, "/", None, ["a", "b"]) as ws:
+        assert ws.subprotocol == "b"
+        assert ws.response.header("set-cookie") == "a=1, b=2"
+        assert await drained(ws) == ([], 1000, "")
+
+
+async def test_close_before_accept_is_403(connect: Connect) -> None:
+    after: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.close", "code": 4000})
+        with pytest.raises(ClientDisconnected):
+            await send(ACCEPT)
+        await receive()
+        after.extend([await receive(), await receive()])
+
+    with pytest.raises(Rejected) as caught:
+        async with connect(app, "/"):
+            pytest.fail("it was rejected")
+    assert caught.value.status == 403
+    gone = {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+    assert after == [gone, gone]
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "bodies", "body"),
+    [
+        (401, [(b"x-why", b"because"), (b"x-why", b"\xff")], [b"no\xff"], b"no\xff"),
+        (503, [], [b"a", b"", b"b"], b"ab"),
+        (404, [], [b""], b""),
+        (204, [], [b""], b""),
+        (400, [(b"content-length", b"2")], [b"no"], b"no"),
+        (400, [(b"content-length", b"2")], [b"n", b"o"], b"no"),
+    ],
+)
+async def test_a_denial_response(
+    connect: Connect, status: int, headers: Any, bodies: list[bytes], body: bytes
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        with pytest.raises(RuntimeError, match=r"response\.body .* got websocket.accept"):
+            await send(ACCEPT)
+        for number, piece in enumerate(bodies, 1):
+            await send(
+                {
+                    "type": "websocket.http.response.body",
+                    "body": piece,
+                    "more_body": number < len(bodies),
+                }
+            )
+        with pytest.raises(ClientDisconnected):
+            await send(ACCEPT)
+
+    with pytest.raises(Rejected) as caught:
+        async with connect(app, "/"):
+            pytest.fail("it was rejected")
+    assert caught.value.status == status
+    assert caught.value.body == body
+    own = [pair for pair in caught.value.headers if pair[0].lower() == b"x-why"]
+    assert own == [pair for pair in headers if pair[0] == b"x-why"]
+    lengths = [value for name, value in caught.value.headers if name.lower() == b"content-length"]
+    assert len(lengths) <= 1
+
+
+@pytest.mark.parametrize("denies", [False, True])
+@pytest.mark.parametrize("raises", [False, True])
+async def test_an_application_that_does_not_answer_is_500(
+    connect: Connect, denies: bool, raises: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if denies:
+            await send({"type": "websocket.http.response.start", "status": 401})
+        if raises:
+            raise LookupError("the application's own")
+
+    with pytest.raises(Rejected) as caught:
+        async with connect(app, "/"):
+            pytest.fail("it was rejected")
+    assert caught.value.status == 500
+    assert b"own" not in caught.value.body
+    if connect is over_tcp:
+        (record,) = caplog.records
+        assert record.exc_info is not None
+        assert record.exc_info[0] is (LookupError if raises else RuntimeError)
+
+
+async def test_a_body_that_breaks_off_is_cut(connect: Connect) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.http.response.start", "status": 401})
+        await send({"type": "websocket.http.response.body", "body": b"a", "more_body": True})
+        raise LookupError("the application's own")
+
+    with pytest.raises(Rejected) as caught:
+        async with connect(app, "/"):
+            pytest.fail("it was rejected")
+    assert (caught.value.status, caught.value.body) == (401, b"a")
+
+
+async def test_a_client_that_leaves_before_it_is_accepted() -> None:
+    seen: list[Any] = []
+    begun, ended = anyio.Event(), anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        begun.set()
+        seen.append(await receive())
+        with pytest.raises(ClientDisconnected):
+            await send(ACCEPT)
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0, lifespan="off"))
+
+        async def leave() -> None:
+            async with open_websocket(f"ws://127.0.0.1:{server.port}/"):
+                pytest.fail("it was not accepted")
+
+        async with anyio.create_task_group() as clients:
+            clients.start_soon(leave)
+            await begun.wait()
+            clients.cancel_scope.cancel()
+        await ended.wait()
+        await server.close()
+    assert seen == [{"type": "websocket.disconnect", "code": 1006, "reason": ""}]
+
+
+# Messages
+
+
+async def test_text_and_bytes(connect: Connect) -> None:
+    received: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+        while (message := await receive())["type"] != "websocket.disconnect":
+            received.append((message["text"], message["bytes"]))
+            await send({**message, "type": "websocket.send"})
+        received.append(message)
+        assert await receive() == await receive() == message
+        with pytest.raises(ClientDisconnected):
+            await send({"type": "websocket.send", "text": "late"})
+
+    settings = Settings(compression=Deflate(threshold=0))
+    async with connect(app, "/", settings=settings) as ws:
+        for data in ("größer", "", b"\x00\xff", b""):
+            await ws.send(data)
+            event = await ws.receive()
+            assert isinstance(event, Message)
+            assert event.data == data
+        await ws.send("frag", final=False)
+        await ws.ping()
+        await ws.send("ment")
+        assert await ws.receive_text() == "fragment"
+        await ws.close(4000, "over")
+    assert received == [
+        ("größer", None),
+        ("", None),
+        (None, b"\x00\xff"),
+        (None, b""),
+        ("fragment", None),
+        {"type": "websocket.disconnect", "code": 4000, "reason": "over"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "says"),
+    [
+        ({"type": "nope"}, ValueError, "one of type 'nope'"),
+        ({}, ValueError, "'type'"),
+        ({"type": "websocket.send"}, ValueError, "neither"),
+        ({"type": "websocket.send", "text": None, "bytes": None}, ValueError, "neither"),
+        ({"type": "websocket.send", "text": "a", "bytes": b"a"}, ValueError, "both"),
+        ({"type": "websocket.send", "text": b"a"}, TypeError, "'text' .* str, got b'a'"),
+        ({"type": "websocket.send", "bytes": "a"}, TypeError, "'bytes' .* got 'a'"),
+        ({"type": "websocket.close", "code": 1005}, ValueError, "got 1005"),
+        ({"type": "websocket.close", "code": 1006}, ValueError, "got 1006"),
+        ({"type": "websocket.close", "code": 999}, ValueError, "got 999"),
+        ({"type": "websocket.close", "code": "1000"}, TypeError, "'code'"),
+        ({"type": "websocket.close", "reason": b"a"}, TypeError, "'reason'"),
+        ({"type": "websocket.accept"}, RuntimeError, "got websocket.accept"),
+        ({"type": "websocket.http.response.start", "status": 401}, RuntimeError, "response.start"),
+        ({"type": "websocket.http.response.body"}, RuntimeError, "response.body"),
+    ],
+)
+async def test_what_an_application_may_not_send(
+    connect: Connect, message: Any, error: type[Exception], says: str
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        with pytest.raises(error, match=says):
+            await send(message)
+        await send({"type": "websocket.send", "text": "usable"})
+
+    async with connect(app, "/") as ws:
+        assert await drained(ws) == (["usable"], 1000, "")
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "says"),
+    [
+        ({**ACCEPT, "subprotocol": "c"}, ValueError, r"offered subprotocols \['a'\], got 'c'"),
+        ({**ACCEPT, "subprotocol": 5}, TypeError, "'subprotocol'"),
+        ({**ACCEPT, "headers": [(b"Sec-WebSocket-Protocol", b"a")]}, ValueError, "handshake"),
+        ({**ACCEPT, "headers": [(b"a", b"b\r\nc: d")]}, ValueError, "control"),
+        ({**ACCEPT, "headers": [("a", "b")]}, TypeError, "pairs of bytes"),
+        ({"type": "websocket.send", "text": "a"}, RuntimeError, "got websocket.send"),
+        ({"type": "websocket.http.response.start", "status": 101}, ValueError, "got 101"),
+        ({"type": "websocket.http.response.start"}, ValueError, "'status'"),
+        ({"type": "websocket.http.response.body"}, RuntimeError, "response.body"),
+    ],
+)
+async def test_what_it_may_not_send_before_it_has_accepted(
+    connect: Connect, message: Any, error: type[Exception], says: str
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(error, match=says):
+            await send(message)
+        await send(ACCEPT)
+        await send({"type": "websocket.send", "text": "usable"})
+
+    async with connect(app, "/", None, ["a"]) as ws:
+        assert await drained(ws) == (["usable"], 1000, "")
+
+
+# The end
+
+
+async def test_the_applications_close(connect: Connect) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+        await send({"type": "websocket.close", "code": 4002, "reason": "é" * 62})
+        with pytest.raises(ClientDisconnected):
+            await send({"type": "websocket.send", "text": "late"})
+        with pytest.raises(ClientDisconnected):
+            await send({"type": "websocket.close"})
+        seen.extend([await receive(), await receive()])
+
+    async with connect(app, "/") as ws:
+        # 124 bytes do not go into a Close.
+        assert await drained(ws) == ([], 4002, "é" * 61)
+    assert [message["code"] for message in seen] == [4002, 4002]
+
+
+async def test_a_crash_is_1011(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        raise LookupError("the application's own")
+
+    async with connect(app, "/") as ws:
+        assert await drained(ws) == ([], 1011, "")
+    assert len(caplog.records) == (connect is over_tcp)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+async def test_a_send_too_late_is_no_failure(
+    connect: Connect, grouped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        message = {"type": "websocket.send", "text": "late"}
+        if not grouped:
+            await send(message)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, message)
+            tasks.start_soon(send, message)
+
+    async with connect(app, "/") as ws:
+        await ws.close(1000, "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_failed_connection_has_its_code(connect: Connect) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+        seen.append(await receive())
+
+    async with connect(app, "/", settings=Settings(max_message_size=10)) as ws:
+        await ws.send("x" * 11)
+        with pytest.raises(ConnectionClosedOK) as caught:
+            await ws.receive()
+        assert caught.value.code == 1009
+    assert seen[0]["code"] == 1009
+
+
+# Flow
+
+
+async def test_receive_may_be_cancelled_at_any_time(connect: Connect) -> None:
+    received: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+        for attempt in itertools.count():
+            if len(received) == 300:
+                break
+            with anyio.CancelScope() as given_up:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(give_up, given_up, attempt % 7)
+                    message = await receive()
+                    if message["text"] is not None:
+                        received.append(message["text"])
+                    tasks.cancel_scope.cancel()
+
+    async def give_up(scope: anyio.CancelScope, rounds: int) -> None:
+        for _ in range(rounds):
+            await checkpoint()
+        scope.cancel()
+
+    async with connect(app, "/") as ws:
+        for number in range(300):
+            await ws.send(str(number))
+        await drained(ws)
+    assert received == [str(number) for number in range(300)]
+
+
+async def test_many_senders_and_both_directions_at_once(connect: Connect) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+
+        async def send_many(letter: str) -> None:
+            for _ in range(5):
+                await send({"type": "websocket.send", "text": letter * 10_000})
+
+        async with anyio.create_task_group() as tasks:
+            for letter in "abcdefghij":
+                tasks.start_soon(send_many, letter)
+            for _ in range(50):
+                assert (await receive())["bytes"] == b"x" * 100_000
+
+    async def push(ws: Websocket) -> None:
+        for _ in range(50):
+            await ws.send(b"x" * 100_000)
+
+    async with connect(app, "/") as ws, anyio.create_task_group() as tasks:
+        tasks.start_soon(push, ws)
+        texts = [await ws.receive_text() for _ in range(50)]
+        assert sorted(texts) == sorted(letter * 10_000 for letter in "abcdefghij" * 5)
+
+
+async def test_a_reader_that_does_not_read_blocks_the_sender() -> None:
+    sent = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal sent
+        await send(ACCEPT)
+        while True:
+            await send({"type": "websocket.send", "bytes": bytes(2**16)})
+            sent += 1
+
+    settings = Settings(max_read_ahead=2**16)
+    async with open_websocket_app(
+        app, "/", lifespan="off", settings=settings, raise_app_exceptions=False
+    ) as ws:
+        await anyio.wait_all_tasks_blocked()
+        assert sent < 10
+        for _ in range(20):
+            await ws.receive_bytes()
+
+
+# Lifespan and the server's end
+
+
+def living(events: list[Any], **answers: dict[str, Any]) -> Any:
+    """Return an application that notes what happens, with its answers to the lifespan."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            events.append(scope["asgi"])
+            scope["state"]["shared"] = []
+            for phase in ("startup", "shutdown"):
+                message = await receive()
+                events.append(message["type"])
+                await send(answers.get(phase, {"type": f"lifespan.{phase}.complete"}))
+            return
+        await send(ACCEPT)
+        events.append(dict(scope["state"]))
+        scope["state"]["own"] = True
+        scope["state"]["shared"].append(len(events))
+        while (message := await receive())["type"] != "websocket.disconnect":
+            pass
+        events.append(message["code"])
+
+    return app
+
+
+async def test_the_order_of_a_servers_life() -> None:
+    events: list[Any] = []
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve_app, living(events), "127.0.0.1", 0))
+        assert events == [{"version": "3.0", "spec_version": "2.0"}, "lifespan.startup"]
+        for _ in range(2):
+            async with open_websocket(f"ws://127.0.0.1:{server.port}/") as ws:
+                pass
+        async with open_websocket(f"ws://127.0.0.1:{server.port}/") as ws:
+            await until(lambda: len(events) == 7)
+            await server.close()
+            assert (await drained(ws))[1:] == (1012, "")
+    assert events[2:] == [
+        # A copy for each connection, of the same values.
+        {"shared": [3, 5, 7]},
+        1000,
+        {"shared": [3, 5, 7]},
+        1000,
+        {"shared": [3, 5, 7]},
+        1012,
+        "lifespan.shutdown",
+    ]
+
+
+async def test_in_process_there_is_a_lifespan_too() -> None:
+    events: list[Any] = []
+    async with open_websocket_app(living(events), "/"):
+        pass
+    assert events[1:] == ["lifespan.startup", {"shared": [3]}, 1000, "lifespan.shutdown"]
+
+
+@pytest.mark.parametrize("phase", ["startup", "shutdown"])
+async def test_a_lifespan_that_fails(phase: str) -> None:
+    answer = {"type": f"lifespan.{phase}.failed", "message": "no database"}
+    with pytest.raises(LifespanFailed, match="no database"):
+        async with open_websocket_app(living([], **{phase: answer}), "/"):
+            assert phase == "shutdown"
+
+
+async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "websocket":
+        raise LookupError(scope["type"])
+    assert "state" not in scope
+    await send(ACCEPT)
+
+
+async def test_an_application_without_a_lifespan() -> None:
+    async with open_websocket_app(without_lifespan, "/") as ws:
+        assert await drained(ws) == ([], 1000, "")
+    with pytest.raises(LookupError):
+        async with open_websocket_app(without_lifespan, "/", lifespan="on"):
+            pytest.fail("it has none")
+
+
+async def test_an_application_that_ignores_its_lifespan() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send(ACCEPT)
+
+    async with open_websocket_app(app, "/") as ws:
+        assert await drained(ws) == ([], 1000, "")
+
+
+async def test_an_unknown_answer_to_the_lifespan() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        with pytest.raises(ValueError, match="lifespan protocol"):
+            await send({"type": "lifespan.nope"})
+        await send({"type": "lifespan.startup.failed"})
+
+    with pytest.raises(LifespanFailed, match="startup has failed"):
+        async with open_websocket_app(app, "/"):
+            pytest.fail("it has not started")
+
+
+async def test_a_stuck_application_is_cancelled() -> None:
+    cancelled = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        try:
+            await anyio.sleep_forever()
+        except BaseException:
+            cancelled.set()
+            raise
+
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0, lifespan="off"))
+        async with open_websocket(f"ws://127.0.0.1:{server.port}/") as ws:
+            await server.close(grace=0)
+            assert (await drained(ws))[1] == 1012
+    assert cancelled.is_set()
+
+
+async def test_a_crash_does_not_touch_another_connection() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+        message = await receive()
+        if message.get("text") == "crash":
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.sleep_forever)
+                raise LookupError
+        await send({"type": "websocket.send", "text": "alive"})
+
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0, lifespan="off"))
+        url = f"ws://127.0.0.1:{server.port}/"
+        async with open_websocket(url) as first, open_websocket(url) as second:
+            await first.send("crash")
+            assert (await drained(first))[1] == 1011
+            await second.send("hello")
+            assert await second.receive_text() == "alive"
+        await server.close()
+
+
+async def test_what_the_application_raised_is_raised_in_process() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/accepted":
+            await send(ACCEPT)
+        raise LookupError("the application's own")
+
+    with pytest.raises(LookupError, match="own"):
+        async with open_websocket_app(app, "/accepted", lifespan="off") as ws:
+            assert (await drained(ws))[1] == 1011
+    with pytest.raises(LookupError, match="own") as caught:
+        async with open_websocket_app(app, "/", lifespan="off"):
+            pytest.fail("it was rejected")
+    assert isinstance(caught.value.__cause__, Rejected)
+
+
+async def test_an_exception_of_the_block_comes_out_as_it_is() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        await receive()
+        await receive()
+
+    error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with open_websocket_app(app, "/", lifespan="off"):
+            raise error
+    assert caught.value is error
+
+
+async def test_options_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="root path"):
+        await serve_app(without_lifespan, "127.0.0.1", 0, root_path="app/")
+    with pytest.raises(ValueError, match="lifespan"):
+        await serve_app(without_lifespan, "127.0.0.1", 0, lifespan="maybe")  # type: ignore[arg-type]
+
+
+# Applications
+
+
+async def echo(websocket: WebSocket) -> None:
+    await websocket.accept(subprotocol=next(iter(websocket.scope["subprotocols"]), None))
+    try:
+        while True:
+            await websocket.send_text(f"{websocket.url.path} {await websocket.receive_text()}")
+    except WebSocketDisconnect as exc:
+        assert (exc.code, exc.reason) == (4000, "over")
+
+
+async def members(websocket: WebSocket) -> None:
+    raise HTTPException(401, "members only")
+
+
+starlette_app = Starlette(
+    routes=[
+        WebSocketRoute("/echo", echo),
+        WebSocketRoute("/members", members),
+        Mount("/mounted", routes=[WebSocketRoute("/echo", echo)]),
+    ]
+)
+fastapi_app = FastAPI()
+
+
+@fastapi_app.websocket("/echo")
+async def fastapi_echo(websocket: FastApiWebSocket) -> None:
+    await echo(websocket)
+
+
+@fastapi_app.websocket("/members")
+async def fastapi_members(websocket: FastApiWebSocket) -> None:
+    await members(websocket)
+
+
+fastapi_app.mount("/mounted", starlette_app)
+
+APPLICATIONS = [
+    pytest.param(starlette_app, "/mounted/echo", id="starlette"),
+    pytest.param(fastapi_app, "/mounted/echo", id="fastapi"),
+]
+
+
+@pytest.mark.parametrize(("app", "mounted"), APPLICATIONS)
+async def test_an_application_of_a_framework(connect: Connect, app: Any, mounted: str) -> None:
+    for path in ("/echo", mounted):
+        async with connect(app, path, None, ["a"], lifespan="on") as ws:
+            assert ws.subprotocol == "a"
+            await ws.send("hello")
+            assert await ws.receive_text() == f"{path} hello"
+            await ws.close(4000, "over")
+
+
+@pytest.mark.parametrize(("app", "mounted"), APPLICATIONS)
+async def test_a_rejection_of_a_framework(connect: Connect, app: Any, mounted: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        async with connect(app, "/members"):
+            pytest.fail("it was rejected")
+    assert caught.value.status == 401
+    assert b"members only" in caught.value.body
+    with pytest.raises(Rejected) as caught:
+        async with connect(app, "/nowhere"):
+            pytest.fail("it was rejected")
+    assert caught.value.status in (403, 404)
+
+
+async def test_our_own_handler_in_process(connect: Connect) -> None:
+    async def handler(ws: Websocket) -> None:
+        async for text in ws.iter_text():
+            await ws.send(text)
+
+    async with connect(WebsocketApp(handler), "/", lifespan="on") as ws:
+        await ws.send("hello")
+        assert await ws.receive_text() == "hello"
+
+
+def test_types() -> None:
+    app: Callable[[Any, Any, Any], Any] = WebsocketApp(lambda ws: ws.wait_closed())
+    typed: ASGI3Application = app
+    assert typed is app
