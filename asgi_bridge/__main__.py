@@ -1,0 +1,375 @@
+"""The command ``python -m asgi_bridge module:attribute``, or ``asgi-bridge``."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import logging
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from .host import serve_app
+from .lifespan import LifespanFailed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from anyio.abc import Process, TaskStatus
+
+    from asyncwebsockets import Server
+
+    from .lifespan import Application
+
+__all__ = ["main"]
+
+logger: logging.Logger = logging.getLogger("asgi_bridge")
+
+#: Exit statuses.
+_FAILED = 1
+_NOT_STARTED = 3
+
+_BACKLOG = 65_535
+
+# A worker that lived shorter than that many seconds is given a pause before the next.
+_SHORT_LIFE = 1.0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asgi-bridge",
+        description="Serve the WebSockets of an ASGI application. Plain HTTP gets status 426.",
+    )
+    parser.add_argument("app", metavar="module:attribute", help="the ASGI application")
+    where = parser.add_argument_group("where to listen")
+    where.add_argument("--host", default="127.0.0.1", help="%(default)s by default")
+    where.add_argument(
+        "--port", type=int, default=8000, help="%(default)s by default; 0 for any that is free"
+    )
+    where.add_argument("--uds", metavar="PATH", help="a Unix socket, in place of host and port")
+    where.add_argument(
+        "--fd",
+        type=int,
+        action="append",
+        metavar="NUMBER",
+        help="a listening socket that was inherited; may be given several times",
+    )
+    parser.add_argument(
+        "--loop",
+        choices=["asyncio", "uvloop", "trio"],
+        default="asyncio",
+        help="the event loop; %(default)s by default",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes; one that dies is replaced"
+    )
+    parser.add_argument("--root-path", default="", help="what a proxy has taken off the path")
+    parser.add_argument("--ssl-certfile", help="the certificate chain (PEM), for wss")
+    parser.add_argument("--ssl-keyfile", help="its private key (PEM), if that is another file")
+    parser.add_argument("--lifespan", choices=["auto", "on", "off"], default="auto")
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="start anew when a Python file below this directory changes (needs watchfiles)",
+    )
+    parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error", "critical"],
+        default="info",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error(f"expected at least one worker, got {options.workers}")
+    if options.uds is not None and options.fd is not None:
+        parser.error("expected either --uds or --fd, got both")
+    if options.ssl_keyfile is not None and options.ssl_certfile is None:
+        parser.error("expected --ssl-certfile with --ssl-keyfile")
+    if options.reload and options.workers > 1:
+        parser.error("expected one worker with --reload")
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(process)d %(levelname)s %(message)s"
+    )
+    try:
+        # Whatever is wrong with the files is said here, once.
+        _tls(options)
+        if options.workers > 1 or options.reload:
+            return anyio.run(_Parent(options).run)
+        return _serve(options)
+    except (OSError, ValueError) as exc:
+        logger.error("%s", exc)
+        return _FAILED
+
+
+# One process
+
+
+def _serve(options: argparse.Namespace) -> int:
+    # As `python -m` does; the script has its own directory there.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        app = _load(options.app)
+    except (ImportError, AttributeError, ValueError) as exc:
+        logger.error("cannot load %s: %s", options.app, exc)
+        return _NOT_STARTED
+    backend = "trio" if options.loop == "trio" else "asyncio"
+    backend_options: dict[str, Any] = {}
+    if backend == "asyncio":
+        backend_options["use_uvloop"] = options.loop == "uvloop"
+    run = functools.partial(_run, app, options)
+    return anyio.run(run, backend=backend, backend_options=backend_options)
+
+
+def _load(name: str) -> Application:
+    module, colon, attributes = name.partition(":")
+    if not colon or not module or not attributes:
+        raise ValueError(f"expected an application as module:attribute, got {name!r}")
+    found: Any = importlib.import_module(module)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    app: Application = found
+    return app
+
+
+def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
+    if options.ssl_certfile is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+    return context
+
+
+async def _run(app: Application, options: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; at a second one, wait no longer."""
+    context = _tls(options)
+    listen: dict[str, Any] = {"host": options.host, "port": options.port}
+    if options.uds is not None:
+        listen = {"uds": options.uds}
+    elif options.fd is not None:
+        listen = {"sockets": [socket.socket(fileno=number) for number in options.fd]}
+    status = 0
+    server: Server | None = None
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+
+            async def serve(*, task_status: TaskStatus[Server]) -> None:
+                await serve_app(
+                    app,
+                    **listen,
+                    ssl=context,
+                    root_path=options.root_path,
+                    lifespan=options.lifespan,
+                    task_status=task_status,
+                )
+                tasks.cancel_scope.cancel()
+
+            async def close_when_told() -> None:
+                grace: Any = ...
+                async for number in signals:
+                    logger.info("%s: closing", number.name)
+                    if server is None:
+                        tasks.cancel_scope.cancel()
+                        return
+                    tasks.start_soon(functools.partial(server.close, grace=grace))
+                    grace = 0
+
+            tasks.start_soon(close_when_told)
+            try:
+                server = await tasks.start(serve)
+            except LifespanFailed as exc:
+                logger.error("the application did not start: %s", exc)
+                status = _NOT_STARTED
+                tasks.cancel_scope.cancel()
+            except (OSError, ValueError) as exc:
+                logger.error("%s", exc)
+                status = _FAILED
+                tasks.cancel_scope.cancel()
+            else:
+                scheme = "wss" if context is not None else "ws"
+                for address in server.addresses:
+                    logger.info("listening on %s", _describe(scheme, address))
+                if options.supervised:
+                    tasks.start_soon(_close_with_parent, server)
+    return status
+
+
+async def _close_with_parent(server: Server) -> None:
+    """Close when the other end of standard input is gone."""
+    await anyio.wait_readable(sys.stdin)
+    logger.error("the parent process has died: closing")
+    await server.close()
+
+
+def _describe(scheme: str, address: Any) -> str:
+    if not isinstance(address, tuple):
+        return f"the Unix socket {address}"
+    host, port = address
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+# Several processes
+
+
+class _Parent:
+    """Starts the processes that serve, and replaces those that die or are out of date.
+
+    Each has listening sockets of its own on the same port (SO_REUSEPORT), or shares the one there
+    is. They are the parent's, so what waits to be accepted outlives a process.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._processes: set[Process] = set()
+        self._closing = False
+        self._failed = False
+        self._changed = anyio.Event()
+
+    async def run(self) -> int:
+        """Run until SIGTERM or SIGINT; return the exit status."""
+        awatch = _import_watchfiles().awatch if self._options.reload else None
+        with ExitStack() as stack:
+            sockets = self._listen(stack)
+            async with anyio.create_task_group() as tasks:
+                with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                    tasks.start_soon(self._forward, signals)
+                    if awatch is not None:
+                        tasks.start_soon(self._watch, awatch)
+                    async with anyio.create_task_group() as keepers:
+                        for own in sockets:
+                            keepers.start_soon(self._keep_running, own)
+                    tasks.cancel_scope.cancel()
+        return _NOT_STARTED if self._failed else 0
+
+    def _listen(self, stack: ExitStack) -> list[list[socket.socket]]:
+        """Return the sockets of each process."""
+        options = self._options
+        if options.fd is not None:
+            shared = [socket.socket(fileno=number) for number in options.fd]
+        elif options.uds is not None:
+            shared = [_bind_unix(options.uds, stack)]
+        else:
+            return self._bind_tcp(stack)
+        for sock in shared:
+            stack.enter_context(sock)
+        return [shared] * options.workers
+
+    def _bind_tcp(self, stack: ExitStack) -> list[list[socket.socket]]:
+        options = self._options
+        found = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        port = options.port
+        sockets: list[list[socket.socket]] = []
+        for _ in range(options.workers):
+            own = []
+            for family, kind, protocol, _, address in dict.fromkeys(found):
+                sock = stack.enter_context(socket.socket(family, kind, protocol))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind((address[0], port, *address[2:]))
+                sock.listen(_BACKLOG)
+                port = sock.getsockname()[1]
+                own.append(sock)
+            sockets.append(own)
+        return sockets
+
+    def _command(self, sockets: Sequence[socket.socket]) -> list[str]:
+        options = self._options
+        command = [sys.executable, "-m", "asgi_bridge", options.app, "--supervised"]
+        command += [f"--fd={sock.fileno()}" for sock in sockets]
+        for name in ("loop", "root_path", "lifespan", "log_level", "ssl_certfile", "ssl_keyfile"):
+            value = getattr(options, name)
+            if value is not None:
+                command.append(f"--{name.replace('_', '-')}={value}")
+        return command
+
+    async def _keep_running(self, sockets: Sequence[socket.socket]) -> None:
+        while not self._closing:
+            started = anyio.current_time()
+            process = await anyio.open_process(
+                self._command(sockets),
+                # Its end tells the process that this one has died.
+                stdin=subprocess.PIPE,
+                stdout=None,
+                stderr=None,
+                pass_fds=[sock.fileno() for sock in sockets],
+                # What a terminal sends to all is forwarded by this process alone.
+                start_new_session=True,
+            )
+            self._processes.add(process)
+            async with process:
+                status = await process.wait()
+            self._processes.discard(process)
+            if self._closing:
+                return
+            if self._options.reload:
+                await self._changed.wait()
+                self._changed = anyio.Event()
+            elif status == _NOT_STARTED:
+                self._failed = True
+                self._close(signal.SIGTERM)
+            else:
+                logger.error("process %d ended with status %d", process.pid, status)
+                if anyio.current_time() - started < _SHORT_LIFE:
+                    await anyio.sleep(_SHORT_LIFE)
+
+    async def _forward(self, signals: AsyncIterator[signal.Signals]) -> None:
+        async for number in signals:
+            self._close(number)
+
+    def _close(self, number: signal.Signals) -> None:
+        self._closing = True
+        self._changed.set()
+        for process in self._processes:
+            process.send_signal(number)
+
+    async def _watch(self, awatch: Any) -> None:
+        python_files = _import_watchfiles().PythonFilter()
+        async for _ in awatch(os.getcwd(), watch_filter=python_files):
+            logger.info("a file has changed: starting anew")
+            self._changed.set()
+            for process in self._processes:
+                process.terminate()
+
+
+def _bind_unix(path: str, stack: ExitStack) -> socket.socket:
+    if Path(path).is_socket():
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.bind(path)
+        sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    stack.callback(os.unlink, path)
+    return sock
+
+
+def _import_watchfiles() -> Any:
+    try:
+        return importlib.import_module("watchfiles")
+    except ImportError:
+        raise ValueError("expected the package watchfiles for --reload, it is missing") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Applications for the tests of the command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import anyio
+
+ACCEPT: dict[str, Any] = {"type": "websocket.accept"}
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Say who serves, then wait for the end; ``/stuck`` does not care about it."""
+    if scope["type"] == "lifespan":
+        for phase in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{phase}.complete"})
+        return
+    await receive()
+    await send(ACCEPT)
+    says = f"{os.getpid()} {scope['path']} {scope['scheme']}"
+    await send({"type": "websocket.send", "text": says})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+    if scope["path"].endswith("/stuck"):
+        await anyio.sleep_forever()
+
+
+async def fails(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+
+async def hangs(scope: Any, receive: Any, send: Any) -> None:
+    print("starting", file=sys.stderr, flush=True)
+    await anyio.sleep_forever()
