@@ -39,7 +39,7 @@ LAYERS = {
         ["lifespan", "scope", "state"],
         ["endpoint", "host"],
         ["inprocess"],
-        ["__init__", "__main__"],
+        ["__init__", "__main__", "pytest_plugin"],
     ],
 }
 ROW = {

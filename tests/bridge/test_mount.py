@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
+import subprocess
+import sys
 import warnings
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -43,6 +46,7 @@ from .servers import ROOT, SERVERS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from asyncwebsockets import Request
 
@@ -737,21 +741,19 @@ async def test_subprotocols_with_httpx_ws() -> None:
 # What the documentation and the examples show
 
 
-def documented() -> list[dict[str, Any]]:
-    """Return the names that each of the page's blocks of code defines."""
+def documented() -> list[str]:
+    """Return the page's blocks of code."""
     page = (ROOT / "docs" / "asgi.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    found = []
-    for code in blocks:
-        names: dict[str, Any] = {"open_websocket_app": open_websocket_app}
-        exec(compile(code, "asgi.md", "exec"), names)
-        found.append(names)
-    return found
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def run_block(code: str, **names: Any) -> dict[str, Any]:
+    exec(compile(code, "asgi.md", "exec"), names)
+    return names
 
 
 def test_the_page_about_asgi() -> None:
-    mounted, _, _ = documented()
-    client = TestClient(mounted["app"])
+    client = TestClient(run_block(documented()[0])["app"])
     with client.websocket_connect("/echo/") as ws:
         ws.send_text("hello")
         assert ws.receive_text() == "hello"
@@ -764,9 +766,24 @@ def test_the_page_about_asgi() -> None:
 
 
 async def test_the_pages_test_in_process() -> None:
-    _, hosted, test = documented()
-    test["app"] = hosted["app"]
-    await test["test_hello"]()
+    _, hosted, test, _, _ = documented()
+    app = run_block(hosted)["app"]
+    await run_block(test, app=app, open_websocket_app=open_websocket_app)["test_hello"]()
+
+
+def test_the_pages_fixture(tmp_path: Path) -> None:
+    _, hosted, _, conftest, test = documented()
+    for name, code in (("module", hosted), ("conftest", conftest), ("test_it", test)):
+        (tmp_path / f"{name}.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert re.search(r"^\d passed", done.stdout, re.MULTILINE), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
