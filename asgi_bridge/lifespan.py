@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from .messages import AsgiMessage, Receive, Scope, Send
+    from .messages import AsgiMessage
 
-    Application = Callable[[Scope, Receive, Send], Awaitable[object]]
+    # Scope, receive, send: frameworks have types of their own for these.
+    Application = Callable[[Any, Any, Any], Awaitable[object]]
 
 __all__ = ["Lifespan", "LifespanFailed"]
 
