@@ -63,11 +63,11 @@ class Connection:
     """
 
     def __init__(self, request: Request) -> None:
-        self.scope = anyio.CancelScope()
+        self.scope: anyio.CancelScope = anyio.CancelScope()
         #: What the application raised.
         self.error: Exception | None = None
         #: Set when the application has ended.
-        self.ended = anyio.Event()
+        self.ended: anyio.Event = anyio.Event()
         self._request = request
         self._phase = Phase.CONNECTING
         self._connect_received = False

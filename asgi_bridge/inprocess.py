@@ -112,7 +112,7 @@ class _Served:
         to_client, from_server = anyio.create_memory_object_stream[bytes](1)
         self.near = StapledObjectStream(to_server, from_server)
         self._far = StapledObjectStream(to_client, from_client)
-        self.ended = anyio.Event()
+        self.ended: anyio.Event = anyio.Event()
         #: What the application raised.
         self.error: Exception | None = None
 
