@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import os
     import socket
     import ssl as _ssl
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 
     from anyio.abc import TaskGroup, TaskStatus
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from .lifespan import Application
     from .messages import AsgiMessage, Scope
 
-__all__ = ["Host", "ClientDisconnected", "serve_app"]
+__all__ = ["ClientDisconnected", "Host", "hosted", "serve_app"]
 
 logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
@@ -257,8 +258,9 @@ class Host:
         root_path: str = "",
         state: Mapping[str, Any] | None = None,
     ) -> None:
+        #: Where the application runs.
+        self.tasks: TaskGroup = tasks
         self._app = app
-        self._tasks = tasks
         self._root_path = root_path
         self._state = state
         # Those in their handshake, by their requests' identity.
@@ -285,7 +287,7 @@ class Host:
         scope = scope_from_request(request, self._root_path, self._state)
         self._connections[id(request)] = connection
         self._running += 1
-        self._tasks.start_soon(self._run, connection, scope)
+        self.tasks.start_soon(self._run, connection, scope)
         try:
             return await connection.decide()
         except BaseException:
@@ -331,6 +333,34 @@ def _is_disconnection(error: BaseException) -> bool:
     return isinstance(error, ClientDisconnected)
 
 
+@asynccontextmanager
+async def hosted(
+    app: Application, *, root_path: str, lifespan: Literal["auto", "on", "off"]
+) -> AsyncGenerator[Host, None]:
+    """Have an application ready for connections, its lifespan that of the block.
+
+    Raises:
+        LifespanFailed: the application says that its startup or shutdown has failed.
+    """
+    live = Lifespan(app, lifespan)
+    error: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        try:
+            await live.startup(tasks)
+            yield Host(app, tasks, root_path=root_path, state=live.state)
+            await live.shutdown()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as exc:
+            # Raised outside the group, which would wrap it.
+            error = exc
+        finally:
+            live.close()
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
+
+
 async def serve_app(
     app: Application,
     host: str | None = None,
@@ -372,35 +402,19 @@ async def serve_app(
     """
     if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
         raise ValueError(f"expected a root path such as '/app', got {root_path!r}")
-    live = Lifespan(app, lifespan)
-    error: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
-        try:
-            await live.startup(tasks)
-            hosting = Host(app, tasks, root_path=root_path, state=live.state)
-            await serve(
-                hosting.handler,
-                host,
-                port,
-                filter=hosting.filter,
-                ssl=ssl,
-                uds=uds,
-                sockets=sockets,
-                settings=settings,
-                on_handshake_error=hosting.on_handshake_error,
-                task_status=task_status,
-            )
-            # Those that have no connection any more were not waited for.
-            with anyio.move_on_after(_LAST_MOMENT):
-                await hosting.wait_idle()
-            await live.shutdown()
-        except anyio.get_cancelled_exc_class():
-            raise
-        except BaseException as exc:
-            # Raised outside the group, which would wrap it.
-            error = exc
-        finally:
-            live.close()
-        tasks.cancel_scope.cancel()
-    if error is not None:
-        raise error
+    async with hosted(app, root_path=root_path, lifespan=lifespan) as hosting:
+        await serve(
+            hosting.handler,
+            host,
+            port,
+            filter=hosting.filter,
+            ssl=ssl,
+            uds=uds,
+            sockets=sockets,
+            settings=settings,
+            on_handshake_error=hosting.on_handshake_error,
+            task_status=task_status,
+        )
+        # Those that have no connection any more were not waited for.
+        with anyio.move_on_after(_LAST_MOMENT):
+            await hosting.wait_idle()

@@ -15,8 +15,7 @@ from asyncwebsockets import (
     open_websocket_server,
 )
 
-from .host import Host
-from .lifespan import Lifespan
+from .host import hosted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from asyncwebsockets.events import AcceptConnection, Reject
     from asyncwebsockets.handshake import HeadersLike
 
+    from .host import Host
     from .lifespan import Application
 
 __all__ = ["open_websocket_app"]
@@ -68,15 +68,11 @@ async def open_websocket_app(
         Exception: the application's own.
     """
     settings = settings or Settings()
-    live = Lifespan(app, lifespan)
     served: _Served | None = None
-    error: BaseException | None = None
-    async with anyio.create_task_group() as tasks:
-        try:
-            await live.startup(tasks)
-            hosting = Host(app, tasks, root_path=root_path, state=live.state)
+    try:
+        async with hosted(app, root_path=root_path, lifespan=lifespan) as hosting:
             served = _Served(hosting, settings)
-            tasks.start_soon(served.run)
+            hosting.tasks.start_soon(served.run)
             try:
                 async with open_websocket_client(
                     served.near, "localhost", path, headers, subprotocols, settings=settings
@@ -86,19 +82,12 @@ async def open_websocket_app(
                 with anyio.move_on_after(settings.drain_timeout):
                     await served.ended.wait()
                     await hosting.wait_idle()
-            await live.shutdown()
-        except anyio.get_cancelled_exc_class():
-            raise
-        except BaseException as exc:
-            # Raised outside the group, which would wrap it.
-            error = exc
-        finally:
-            live.close()
-        tasks.cancel_scope.cancel()
-    if served is not None and served.error is not None and raise_app_exceptions:
-        raise served.error from error
-    if error is not None:
-        raise error
+    except Exception as exc:
+        if served is not None and served.error is not None and raise_app_exceptions:
+            raise served.error from exc
+        raise
+    if served.error is not None and raise_app_exceptions:
+        raise served.error
 
 
 class _Served:
