@@ -120,6 +120,12 @@ class Connection:
         """Note that the handshake has not."""
         self._settled.set()
 
+    @property
+    def gone(self) -> bool:
+        """Whether the application has no connection, and nobody asks what becomes of it."""
+        rejected = self._phase is Phase.CLOSED or self._settled.is_set()
+        return rejected and self._websocket is None
+
     # For the application
 
     async def receive(self) -> AsgiMessage:
@@ -149,7 +155,7 @@ class Connection:
             ClientDisconnected: the connection is gone.
         """
         sent = read_sent(message)
-        if self._phase is Phase.CLOSED or (self._settled.is_set() and self._websocket is None):
+        if self._phase is Phase.CLOSED or self.gone:
             raise ClientDisconnected("the connection is gone")
         phase = advance(self._phase, sent)
         match sent:
@@ -277,6 +283,9 @@ class Host:
     async def _run(self, connection: Connection, scope: Scope) -> None:
         try:
             await connection.run(self._app, scope)
+            error = connection.error
+            if error is not None and connection.gone and not _is_disconnection(error):
+                logger.error("the application failed without a connection", exc_info=error)
         finally:
             self._running -= 1
             self._idle.set()

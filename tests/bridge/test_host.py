@@ -249,6 +249,21 @@ async def test_an_application_that_does_not_answer_is_500(
         assert record.exc_info[0] is (LookupError if raises else RuntimeError)
 
 
+async def test_a_failure_after_a_rejection_is_logged(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.close"})
+        raise LookupError("the application's own")
+
+    with pytest.raises(Rejected):
+        async with connect(app, "/"):
+            pytest.fail("it was rejected")
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is LookupError
+
+
 async def test_a_body_that_breaks_off_is_cut(connect: Connect) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.http.response.start", "status": 401})
