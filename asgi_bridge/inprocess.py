@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .host import Host
     from .lifespan import Application
 
-__all__ = ["open_websocket_app"]
+__all__ = ["MemoryConnection", "open_websocket_app"]
 
 
 @asynccontextmanager
@@ -68,10 +68,10 @@ async def open_websocket_app(
         Exception: the application's own.
     """
     settings = settings or Settings()
-    served: _Served | None = None
+    served: MemoryConnection | None = None
     try:
         async with hosted(app, root_path=root_path, lifespan=lifespan) as hosting:
-            served = _Served(hosting, settings)
+            served = MemoryConnection(hosting, settings)
             hosting.tasks.start_soon(served.run)
             try:
                 async with open_websocket_client(
@@ -90,8 +90,13 @@ async def open_websocket_app(
         raise served.error
 
 
-class _Served:
-    """The server's side of one connection in memory."""
+class MemoryConnection:
+    """The server's side of one connection in memory.
+
+    Args:
+        host: of the application.
+        settings: limits and options.
+    """
 
     def __init__(self, host: Host, settings: Settings) -> None:
         self._host = host
@@ -99,13 +104,15 @@ class _Served:
         self._request: Request | None = None
         to_server, from_client = anyio.create_memory_object_stream[bytes](1)
         to_client, from_server = anyio.create_memory_object_stream[bytes](1)
-        self.near = StapledObjectStream(to_server, from_server)
+        #: The client's end.
+        self.near: StapledObjectStream[bytes] = StapledObjectStream(to_server, from_server)
         self._far = StapledObjectStream(to_client, from_client)
         self.ended: anyio.Event = anyio.Event()
         #: What the application raised.
         self.error: Exception | None = None
 
     async def run(self) -> None:
+        """Serve the connection to its end."""
         try:
             async with open_websocket_server(
                 self._far, self._filter, settings=self._settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,18 @@ import anyio
 import pytest
 
 from asgi_bridge import WebsocketApp, serve_app
-from asyncwebsockets import Server, serve
+from asgi_bridge.host import hosted
+from asgi_bridge.inprocess import MemoryConnection
+from asyncwebsockets import (
+    ConnectionClosed,
+    HandshakeError,
+    Server,
+    Settings,
+    open_websocket_server,
+    serve,
+)
 
+from ..conftest import memory_pair
 from .handlers import filter, handle
 from .losses import LOSSES, NOTHING
 from .scenarios import SCENARIOS, Client, Scenario
@@ -30,6 +40,9 @@ FAILED_BY_THE_SERVER = {
     "the_client_sends_bad_utf8",
     "the_client_sends_too_much",
 }
+
+# What the handlers and filters of the scenarios raise on purpose.
+HANDLERS_OWN = (RuntimeError, ValueError, ZeroDivisionError)
 
 every_scenario = pytest.mark.parametrize(
     "scenario", SCENARIOS, ids=[scenario.name for scenario in SCENARIOS]
@@ -74,10 +87,49 @@ async def test_on_a_unix_socket(scenario: Scenario, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     async with serving(uds=path):
         client = Client(partial(anyio.connect_unix, path))
-        losses = {}
+        losses: dict[str, Any] = {}
         if scenario.name == "the_handler_describes_the_request":
             losses["client.addresses"] = ["str", "NoneType"]
         assert await play(scenario, client) == expected(scenario, losses)
+
+
+@every_scenario
+async def test_on_a_memory_pair(scenario: Scenario) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def run(stream: Any) -> None:
+            # What `serve` logs comes out here.
+            with suppress(HandshakeError, ConnectionClosed, *HANDLERS_OWN):
+                async with open_websocket_server(stream, filter) as ws:
+                    await handle(ws)
+
+        async def connect() -> Any:
+            near, far = memory_pair()
+            tasks.start_soon(run, far)
+            return near
+
+        losses: dict[str, Any] = {}
+        if scenario.name == "the_handler_describes_the_request":
+            losses["client.addresses"] = ["NoneType", "NoneType"]
+        assert await play(scenario, Client(connect)) == expected(scenario, losses)
+
+
+@every_scenario
+async def test_mounted_in_process(scenario: Scenario) -> None:
+    async with hosted(WebsocketApp(handle, filter), root_path="", lifespan="auto") as host:
+
+        async def connect() -> Any:
+            connection = MemoryConnection(host, Settings())
+            host.tasks.start_soon(connection.run)
+            return connection.near
+
+        losses: dict[str, Any] = {}
+        if scenario.name == "the_handler_describes_the_request":
+            losses["client.addresses"] = ["NoneType", "NoneType"]
+        if scenario.name in FAILED_BY_THE_SERVER:
+            losses["handler.raised"] = "ConnectionClosedOK"
+        assert await play(scenario, Client(connect)) == expected(scenario, losses)
+        await host.wait_idle()
 
 
 @every_scenario
@@ -86,7 +138,7 @@ async def test_mounted_in_our_own_host(scenario: Scenario) -> None:
         app = WebsocketApp(handle, filter)
         server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0))
         client = Client(partial(anyio.connect_tcp, "127.0.0.1", server.port))
-        losses = {}
+        losses: dict[str, Any] = {}
         if scenario.name in FAILED_BY_THE_SERVER:
             losses["handler.raised"] = "ConnectionClosedOK"
         assert await play(scenario, client) == expected(scenario, losses)
