@@ -24,9 +24,13 @@ $(VENV)/.tools: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --group test --group lint
 	@touch $@
 
+$(VENV)/.demo: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --group demo
+	@touch $@
+
 venv: $(VENV)/.tools ## create .venv with everything for development
 
-demo: $(VENV)/.runtime ## serve a page to try the library with (DEMO_SECONDS=5: that long)
+demo: $(VENV)/.demo ## serve a page to try the library with (DEMO_SECONDS=5: that long)
 	@$(BIN)/python examples/demo.py
 
 # Where npm is missing or fails, the tests of ws are skipped; with CI=true they fail.

@@ -1,21 +1,30 @@
-"""A chat server with its page, on loopback; `make demo` runs it.
+"""A chat with a page, on loopback; `make demo` runs it.
 
-DEMO_SECONDS=5 serves that long, makes one round trip through the client, and ends.
-DEMO_PORT=8765 is where it listens.
+One handler serves both: mounted in a Starlette application under hypercorn, and on a socket of the
+library's own beside it.
+
+DEMO_SECONDS=5 serves that long, makes a round trip through the client on both, and ends.
+DEMO_PORT=8765 is where the application listens.
 """
 
 import os
+import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
-from anyio.abc import TaskStatus
+import hypercorn.asyncio
+from hypercorn.config import Config
+from starlette.applications import Starlette
+from starlette.responses import FileResponse
+from starlette.routing import Mount, Route
 
+from asgi_bridge import WebsocketApp
 from asyncwebsockets import (
     ConnectionClosed,
-    Reject,
-    Request,
     Server,
     Websocket,
     open_websocket,
@@ -23,7 +32,7 @@ from asyncwebsockets import (
     serve,
 )
 
-PAGE = Path(__file__).with_name("page.html").read_bytes()
+PAGE = Path(__file__).with_name("page.html")
 
 people: set[Websocket] = set()
 
@@ -53,18 +62,23 @@ async def chat(websocket: Websocket) -> None:
                     tasks.start_soon(tell, other, text)
 
 
-async def page(request: Request) -> Reject | None:
-    """Answer plain HTTP: the page, or 426 for any other path."""
-    if request.path != "/":
-        return None
-    return Reject(200, [("Content-Type", "text/html; charset=utf-8")], PAGE)
+# Only pages that this server gave out may connect; clients that are no browsers may, too.
+only_own_pages = origin_filter()
+
+app = Starlette(
+    routes=[
+        Route("/", lambda request: FileResponse(PAGE)),
+        Mount("/chat", WebsocketApp(chat, only_own_pages)),
+    ]
+)
 
 
-async def run(port: int, task_status: TaskStatus[Server]) -> None:
-    # Only pages that this server gave out may connect; clients that are no browsers may, too.
-    await serve(
-        chat, "127.0.0.1", port, filter=origin_filter(), on_http=page, task_status=task_status
-    )
+async def run_hypercorn(descriptor: int, ended: anyio.Event) -> None:
+    config = Config()
+    config.bind = [f"fd://{descriptor}"]
+    config.loglevel = "WARNING"
+    config.graceful_timeout = 1
+    await hypercorn.asyncio.serve(app, config, shutdown_trigger=ended.wait)  # type: ignore[arg-type]
 
 
 async def round_trip(url: str) -> None:
@@ -78,23 +92,37 @@ async def round_trip(url: str) -> None:
 async def main() -> None:
     seconds = float(os.environ.get("DEMO_SECONDS", "0"))
     port = int(os.environ.get("DEMO_PORT", "0" if seconds else "8765"))
+    ended = anyio.Event()
+    sock = socket.create_server(("127.0.0.1", port))
+    address = f"127.0.0.1:{sock.getsockname()[1]}"
     async with anyio.create_task_group() as tasks:
-        server: Server = await tasks.start(run, port)
-        url = f"ws://127.0.0.1:{server.port}/"
-        print(f"Open http://127.0.0.1:{server.port}/ in your browser, best in two tabs.")
-        print("What to try next:")
-        print(f"  .venv/bin/python examples/client.py {url}")
+        # hypercorn closes it.
+        tasks.start_soon(run_hypercorn, sock.detach(), ended)
+        beside: Server = await tasks.start(
+            partial(serve, chat, "127.0.0.1", 0, filter=only_own_pages)
+        )
+        urls = [f"ws://{address}/chat/", f"ws://127.0.0.1:{beside.port}/"]
+        print(f"Open http://{address}/ in your browser, best in two tabs.")
+        print("What to try next, with the page open:")
+        for url, where in zip(urls, ("under hypercorn", "on a bare socket"), strict=True):
+            print(f"  .venv/bin/python examples/client.py {url}  # {where}")
         print("  README.md has a server of your own in ten lines, docs/ has the rest.")
         if seconds:
-            await round_trip(url)
+            for url in urls:
+                await round_trip(url)
             await anyio.sleep(seconds)
-            await server.close(1001, "The demo is over.")
         else:
             print("Ctrl-C ends it.")
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for _ in signals:
+                    break
+        # hypercorn has nothing like it: what is open when it ends, it cuts.
+        async with anyio.create_task_group() as closing:
+            for websocket in people:
+                closing.start_soon(websocket.close, 1001, "The demo is over.")
+        await beside.close(1001, "The demo is over.")
+        ended.set()
 
 
 if __name__ == "__main__":
-    try:
-        anyio.run(main)
-    except KeyboardInterrupt:
-        print()
+    anyio.run(main)
