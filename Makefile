@@ -41,8 +41,7 @@ $(NODE_PEER)/node_modules/.installed: $(NODE_PEER)/package.json
 	fi || echo "npm has not installed what some tests need; its reason is above."
 
 test: $(VENV)/.tools $(NODE_PEER)/node_modules/.installed ## run the tests (PYTEST_ARGS="-k name") and report branch coverage
-	$(BIN)/coverage run -m pytest -r fEs $(PYTEST_ARGS)
-	@$(BIN)/coverage report
+	$(BIN)/pytest -n auto --dist worksteal --cov -r fEs $(PYTEST_ARGS)
 
 lint: $(VENV)/.tools ## check style and formatting
 	$(BIN)/ruff check

@@ -43,7 +43,9 @@ SERVERS += [
     for name in ("websockets-sansio", "wsproto")
 ]
 SERVERS += [
-    AsgiServer("daphne", ("daphne", "-b", "127.0.0.1", "-p", "{port}", "{app}")),
+    AsgiServer(
+        "daphne", ("tests.bridge.patient_daphne", "-b", "127.0.0.1", "-p", "{port}", "{app}")
+    ),
     AsgiServer(
         "granian",
         ("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}", "{app}"),
