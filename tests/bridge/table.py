@@ -32,7 +32,7 @@ def table() -> str:
                 break
         else:
             columns.append(([server.name], losses))
-    packages = sorted({server.command[0] for server in SERVERS})
+    packages = sorted({server.name.partition("-")[0] for server in SERVERS})
     lines = [
         HEAD,
         f"Versions: {', '.join(f'{package} {version(package)}' for package in packages)}.",
