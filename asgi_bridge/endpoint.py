@@ -19,9 +19,8 @@ from asyncwebsockets import (
     UnsupportedOperation,
     Websocket,
 )
-from asyncwebsockets.channel import size_of
+from asyncwebsockets.codec import size_of
 from asyncwebsockets.decision import decide
-from asyncwebsockets.events import AcceptConnection, Message
 from asyncwebsockets.handshake import accept_headers, normalize_headers
 from asyncwebsockets.pace import Pace
 
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from asyncwebsockets import Request
-    from asyncwebsockets.events import Event
+    from asyncwebsockets.events import AcceptConnection, Event
 
     from .messages import AsgiMessage, Receive, Scope, Send
 
@@ -141,7 +140,7 @@ class AsgiChannel(Channel):
         if isinstance(event, Disconnect):
             self._disconnected(event)
         elif not self._closed_locally:
-            size = size_of(event)
+            size = size_of(event.data)
             self._queue.append((event, size))
             self._queued += max(size, _MESSAGE_COST)
 
@@ -155,23 +154,21 @@ class AsgiChannel(Channel):
 
     # Sending
 
-    async def send(self, event: Event) -> None:
+    async def send(self, data: str | bytes, final: bool) -> None:
         """Send a message; pieces of one are joined and sent with the last."""
         if self._state is not ConnectionState.OPEN:
             raise self._unsendable()
-        assert isinstance(event, Message)
-        data = event.data
         # The frames are the server's, which would find out too late.
-        size = size_of(event)
-        if not event.message_finished or self._pieces:
+        size = size_of(data)
+        if not final or self._pieces:
             self._check_joined(self._pieces_size + size)
             self._pieces.append(data)
             self._pieces_size += size
-            if not event.message_finished:
+            if not final:
                 return
             data = data[:0].join(self._pieces)
             self._drop_pieces()
-        await self._deliver(send_message(data if isinstance(data, str) else bytes(data)))
+        await self._deliver(send_message(data))
 
     def _check_joined(self, size: int) -> None:
         limit = self.settings.max_message_size

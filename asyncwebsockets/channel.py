@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
@@ -19,7 +20,7 @@ from .errors import (
     ConnectionClosedLocally,
     ConnectionClosedOK,
 )
-from .events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
+from .events import CloseConnection, Event, Ping, Pong
 from .pace import Pace
 from .transport import IDLE_DRAIN, TransportLost
 
@@ -34,10 +35,7 @@ if TYPE_CHECKING:
     from .settings import Settings
     from .transport import Transport
 
-__all__ = ["Channel", "WireChannel", "size_of"]
-
-# What an event costs of the read-ahead at least.
-_EVENT_COST = 128
+__all__ = ["Channel", "WireChannel"]
 
 # Pings and pongs that are kept for a handler which does not receive; later ones are only
 # answered. They do not count as read-ahead: a peer's keepalive would fill that of a handler
@@ -48,23 +46,11 @@ _MAX_CONTROL_EVENTS = 32
 # (RFC 6455 section 5.5.3 allows to answer the latest only).
 _MAX_PONGS = 64
 
+# Runs of events decoded before others get a turn; control frames are runs of their own.
+_MAX_BATCHES = 64
+
 # The seconds a Close may take that is sent on cancellation: none but those of the scheduler.
 _NO_WAIT = 0.1
-
-# Events decoded before others get a turn.
-_MAX_DECODED = 64
-
-
-def size_of(event: Event) -> int:
-    """Return the bytes an event has on the wire, its frame header aside."""
-    match event:
-        case TextMessage(data=text):
-            return len(text) if text.isascii() else len(text.encode())
-        case BytesMessage(data=data):
-            return len(data)
-        case Ping(payload=payload) | Pong(payload=payload):
-            return len(payload)
-    return 0
 
 
 class Channel(ABC):
@@ -123,13 +109,13 @@ class Channel(ABC):
         return 0
 
     @abstractmethod
-    async def send(self, event: Event) -> None:
-        """Send a message or a piece of one, a ping or a pong; wait while the peer does not read.
+    async def send(self, data: str | bytes, final: bool) -> None:
+        """Send a message, or a piece of one that `final` ends; wait while the peer does not read.
 
-        The event is taken before the first wait: a cancellation does not take it back.
+        The data is taken before the first wait: a cancellation does not take it back.
 
         Raises:
-            ValueError: the event's text cannot be expressed in UTF-8; nothing was sent.
+            ValueError: text that cannot be expressed in UTF-8; nothing was sent.
             ConnectionClosed: the connection has ended.
         """
 
@@ -290,7 +276,7 @@ class WireChannel(Channel, Supervised):
         # Whether a failed connection waits for the peer to see why.
         self._lingers = True
 
-        # Events and their sizes.
+        # Events and their costs.
         self._queue: deque[tuple[Event, int]] = deque()
         self._queued = 0
         self._control_events = 0
@@ -368,12 +354,12 @@ class WireChannel(Channel, Supervised):
         return bool(self._queue) or self._ended or self._closed_locally
 
     def _pop(self) -> Event:
-        event, size = self._queue.popleft()
+        event, cost = self._queue.popleft()
         stalled = self._full
         if isinstance(event, (Ping, Pong)):
             self._control_events -= 1
         else:
-            self._queued -= max(size, _EVENT_COST)
+            self._queued -= cost
         if stalled and not self._full:
             # Tasks that wait for something else may read on.
             self._stalled = True
@@ -493,24 +479,31 @@ class WireChannel(Channel, Supervised):
             turn.set()
 
     def _decode(self) -> None:
-        """Turn what was read into events, as far as there is room for them."""
+        """Turn what was read into events, as far as there is room for them, for a while."""
         self._undecoded = True
-        for _ in range(_MAX_DECODED):
+        limit = self.settings.max_read_ahead
+        for _ in range(_MAX_BATCHES):
             if self._ended or self._full:
                 return
             try:
-                event = self._codec.next_event()
+                events, cost = self._codec.next_events(
+                    sys.maxsize if limit is None else limit - self._queued
+                )
             except CodecError as exc:
                 self._violation = exc
                 if not self._queue:
                     self._fail_for_violation()
                 return
-            if event is None:
+            if not events:
                 self._undecoded = False
                 return
-            self._handle(event)
+            if not cost:
+                self._on_control(events[0][0])
+            elif not self._closed_locally:
+                self._queue.extend(events)
+                self._queued += cost
 
-    def _handle(self, event: Event) -> None:
+    def _on_control(self, event: Event) -> None:
         if isinstance(event, CloseConnection):
             self._on_close(event)
             return
@@ -521,16 +514,9 @@ class WireChannel(Channel, Supervised):
                 self._flush_soon()
         elif isinstance(event, Pong) and self._on_pong(event):
             return
-        if self._closed_locally:
-            return
-        if isinstance(event, (Ping, Pong)):
-            if self._control_events >= _MAX_CONTROL_EVENTS:
-                return
+        if not self._closed_locally and self._control_events < _MAX_CONTROL_EVENTS:
             self._control_events += 1
-        size = size_of(event)
-        if isinstance(event, Message):
-            self._queued += max(size, _EVENT_COST)
-        self._queue.append((event, size))
+            self._queue.append((event, 0))
 
     def _on_close(self, event: CloseConnection) -> None:
         self._code, self._reason = int(event.code), event.reason or ""
@@ -579,15 +565,18 @@ class WireChannel(Channel, Supervised):
 
     # Sending
 
-    async def send(self, event: Event) -> None:
-        """Send an event; wait while the peer does not read."""
+    async def send(self, data: str | bytes, final: bool) -> None:
+        """Send a message or a piece of one; wait while the peer does not read."""
         if self._state is not ConnectionState.OPEN:
             raise self._unsendable()
-        self._queue_frame(event)
+        self._queue_bytes(self._codec.encode_message(data, final))
         await self._flush()
 
     def _queue_frame(self, event: Event) -> None:
-        self._outbox.append(self._codec.encode(event))
+        self._queue_bytes(self._codec.encode(event))
+
+    def _queue_bytes(self, data: bytes) -> None:
+        self._outbox.append(data)
         self._frames_queued += 1
 
     async def _flush(self) -> None:

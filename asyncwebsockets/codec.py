@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from abc import ABC, abstractmethod
 from codecs import getincrementaldecoder
@@ -20,7 +21,21 @@ if TYPE_CHECKING:
 
     from .deflate import Inflater
 
-__all__ = ["Codec", "CodecError", "PureCodec", "is_close_code", "make_codec"]
+__all__ = [
+    "EVENT_COST",
+    "Codec",
+    "CodecError",
+    "PureCodec",
+    "is_close_code",
+    "make_codec",
+    "size_of",
+]
+
+#: What a message, or a piece of one, costs of the read-ahead at least, in bytes.
+EVENT_COST = 128
+
+# Events decoded in one call, at most.
+_MAX_EVENTS = 64
 
 # A compressed message is handed on in pieces of at most this many bytes.
 _SLICE = 64 * 1024
@@ -36,6 +51,11 @@ _Utf8Decoder = getincrementaldecoder("utf-8")
 def is_close_code(code: int) -> bool:
     """Whether a Close frame may carry this code."""
     return code in _CLOSE_CODES
+
+
+def size_of(data: str | bytes | bytearray) -> int:
+    """Return the bytes that text or bytes have on the wire."""
+    return len(data.encode()) if isinstance(data, str) and not data.isascii() else len(data)
 
 
 class CodecError(Exception):
@@ -64,11 +84,17 @@ class Codec(ABC):
         """Take bytes from the peer."""
 
     @abstractmethod
-    def next_event(self) -> Event | None:
-        """Return the next event, or None if more bytes are needed.
+    def next_events(self, room: int = sys.maxsize) -> tuple[list[tuple[Event, int]], int]:
+        """Return the next events, each with its cost, and the sum of the costs.
+
+        That is either a run of messages and pieces of messages, until `room` is used up or 64
+        have come, or one control frame alone, which costs nothing. A list without an event says
+        that more bytes are needed. What an event costs is the size of its payload in bytes, of
+        text in UTF-8, but `EVENT_COST` at least.
 
         Raises:
-            CodecError: the peer broke the protocol; there is nothing more to come.
+            CodecError: the peer broke the protocol; there is nothing more to come. It is raised
+                once all events before it have been returned.
         """
 
     @property
@@ -82,6 +108,15 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, event: Event) -> bytes:
         """Return the bytes of an event that is to be sent.
+
+        Raises:
+            UnicodeEncodeError: text that UTF-8 cannot express (a lone surrogate).
+            TypeError: it is none that has a frame.
+        """
+
+    @abstractmethod
+    def encode_message(self, data: str | bytes, final: bool) -> bytes:
+        """Return the bytes of a message, or of a piece of one that `final` ends.
 
         Raises:
             UnicodeEncodeError: text that UTF-8 cannot express (a lone surrogate).
@@ -113,6 +148,8 @@ class PureCodec(Codec):
         # What the inflater's input was, while it has more to give: whether it ends
         # its frame and its message.
         self._ends = (False, False)
+        # What comes next, where it was found behind a run of messages.
+        self._next: Event | CodecError | None = None
         self._header_seen = False
 
     def receive_data(self, data: bytes) -> None:
@@ -127,7 +164,31 @@ class PureCodec(Codec):
             return 0
         return header.payload_len - self._decoder.payload_consumed
 
-    def next_event(self) -> Event | None:
+    def next_events(self, room: int = sys.maxsize) -> tuple[list[tuple[Event, int]], int]:
+        """Return the next events, each with its cost, and the sum of the costs."""
+        run: list[tuple[Event, int]] = []
+        total = 0
+        while total < room and len(run) < _MAX_EVENTS:
+            found, self._next = self._next, None
+            try:
+                event = found or self._next_event()
+            except CodecError as exc:
+                event = exc
+            if isinstance(event, Message):
+                cost = max(size_of(event.data), EVENT_COST)
+                run.append((event, cost))
+                total += cost
+                continue
+            if run:
+                self._next = event
+            elif isinstance(event, CodecError):
+                raise event
+            elif event is not None:
+                run.append((event, 0))
+            break
+        return run, total
+
+    def _next_event(self) -> Event | CodecError | None:
         """Return the next event, or None if more bytes are needed."""
         if self._inflater is not None and self._inflater.pending:
             return self._inflate()
@@ -216,7 +277,7 @@ class PureCodec(Codec):
         frames = self._frames
         match event:
             case Message():
-                return bytes(frames.send_data(event.data, event.message_finished))
+                return self.encode_message(event.data, event.message_finished)
             case Ping():
                 return bytes(frames.ping(event.payload))
             case Pong():
@@ -226,6 +287,10 @@ class PureCodec(Codec):
             case CloseConnection():
                 return bytes(frames.close(event.code, event.reason))
         raise TypeError(f"expected a message, ping, pong or close, got {event!r}")
+
+    def encode_message(self, data: str | bytes, final: bool) -> bytes:
+        """Return the bytes of a message, or of a piece of one."""
+        return bytes(self._frames.send_data(data, final))
 
 
 def make_codec(role: Literal["client", "server"], extensions: Sequence[Extension] = ()) -> Codec:

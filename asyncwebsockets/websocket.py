@@ -13,8 +13,7 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint_if_cancelled
 from wsproto.connection import ConnectionState
 
-from .channel import size_of
-from .codec import is_close_code
+from .codec import is_close_code, size_of
 from .errors import (
     ConnectionClosed,
     ConnectionClosedError,
@@ -198,7 +197,7 @@ class Websocket:
                 event = await self._next_piece()
                 if not isinstance(event, Message):
                     return event
-                size = self._pieces.size + size_of(event)
+                size = self._pieces.size + size_of(event.data)
                 limit = self._channel.settings.max_message_size
                 if limit is not None:
                     coming = 0 if event.frame_finished else self._channel.announced
@@ -360,7 +359,7 @@ class Websocket:
         try:
             await self._pace.step(len(payload))
             if self._owner is None and final:
-                await self._channel.send(kind(payload))
+                await self._channel.send(payload, True)
             else:
                 await self._send_fragment(kind, payload, final)
         except anyio.get_cancelled_exc_class():
@@ -388,7 +387,7 @@ class Websocket:
         else:
             self._owner, self._fragments = task, kind
         try:
-            await self._channel.send(kind(payload, final, final))
+            await self._channel.send(payload, final)
         except ValueError:
             self._owner, self._fragments = before
             raise

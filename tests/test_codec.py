@@ -26,7 +26,7 @@ from asyncwebsockets.events import (
 from .frames import close_payload, frame, parse_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 CODECS: list[Any] = [PureCodec]
 
@@ -49,13 +49,19 @@ def make_pair(made: Any, options: Deflate | None) -> tuple[Codec, Codec]:
 
 def read(codec: Codec, data: bytes, cuts: Sequence[int] = ()) -> list[Event]:
     """Feed bytes in pieces and return all events."""
-    events = []
+    events: list[Event] = []
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     for start, end in zip(edges, edges[1:], strict=False):
         codec.receive_data(data[start:end])
-        while (event := codec.next_event()) is not None:
-            events.append(event)
+        events += drain(codec)
     return events
+
+
+def drain(codec: Codec) -> Iterator[Event]:
+    """Take out what there is."""
+    while events := codec.next_events()[0]:
+        for event, _ in events:
+            yield event
 
 
 def join(events: Sequence[Event]) -> list[Event]:
@@ -153,7 +159,7 @@ def test_any_bytes_are_events_or_a_codec_error_whatever_the_split(
         try:
             for start, end in zip(edges, edges[1:], strict=False):
                 codec.receive_data(data[start:end])
-                while (event := codec.next_event()) is not None:
+                for event in drain(codec):
                     events.append(event)
                     if isinstance(event, CloseConnection):
                         return events, None
@@ -283,8 +289,9 @@ def test_a_bomb_is_inflated_in_slices(made: Any) -> None:
     tracemalloc.start()
     try:
         for _ in range(20):
-            event = codec.next_event()
+            ((event, cost),), _ = codec.next_events(1)
             assert isinstance(event, BytesMessage)
+            assert cost == len(event.data)
             assert len(event.data) <= 64 * 1024
             assert not event.message_finished
         assert tracemalloc.get_traced_memory()[1] < 2_000_000

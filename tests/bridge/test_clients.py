@@ -103,8 +103,9 @@ class Http2Client:
         await self._flush()
 
     async def receive(self) -> Event:
-        while (event := self._codec.next_event()) is None:
+        while not (events := self._codec.next_events(1)[0]):
             await self._read()
+        ((event, _),) = events
         return event
 
     async def _read(self) -> None:
