@@ -233,8 +233,7 @@ class WireChannel(Channel, Supervised):
     Close and queues the rest; tasks that wait for what it reads are told after each turn. When
     it leaves, one of them takes its place.
 
-    One task at a time writes to the transport. Frames are queued whole, in order; whoever
-    comes while a write is under way waits, and the next one to write takes all that is queued.
+    Frames are written to the transport whole, in order; who sends waits while it is clogged.
 
     Args:
         transport, codec: what it is built on.
@@ -292,16 +291,10 @@ class WireChannel(Channel, Supervised):
         self._attending: anyio.CancelScope | None = None
         self._pace = Pace()
 
-        self._outbox: list[bytes] = []
+        # Pongs that wait for a clogged pipe.
         self._pongs: deque[bytes] = deque(maxlen=_MAX_PONGS)
-        # Frames queued and frames written, counted, so that a task knows when its own are out.
-        self._frames_queued = 0
-        self._frames_written = 0
-        self._writing = False
-        self._written = anyio.Event()
-        self._write_waiters = 0
-        self._write_scope: anyio.CancelScope | None = None
-        self._slow_write: anyio.CancelScope | None = None
+        # Tasks that wait until what was written is sent.
+        self._draining = 0
         self._flush_spawned = False
         self._broken = False
 
@@ -321,6 +314,8 @@ class WireChannel(Channel, Supervised):
         if settings.ping_interval is not None:
             self._next_ping = self._deadline = anyio.current_time() + settings.ping_interval
         if supervisor is not None:
+            if supervisor.running:
+                transport.protect()
             supervisor.add(self, self._deadline)
 
     @property
@@ -466,7 +461,7 @@ class WireChannel(Channel, Supervised):
         """Do what a supervisor would do in the background."""
         if self._ended and not (self._closed_locally or self._finishing or self._queue):
             await self._finish()
-        elif self._frames_queued > self._frames_written and not self._writing:
+        elif self._transport.unsent and not self._draining:
             # A peer that does not read is given no more time than a silent one.
             with anyio.move_on_after(self.settings.ping_timeout) as scope:
                 await self._flush_quietly()
@@ -509,8 +504,10 @@ class WireChannel(Channel, Supervised):
             return
         if isinstance(event, Ping):
             if self._state is ConnectionState.OPEN:
-                self._pongs.append(event.payload)
-                self._frames_queued += 1
+                if self._transport.clogged:
+                    self._pongs.append(event.payload)
+                else:
+                    self._write_frame(Pong(event.payload))
                 self._flush_soon()
         elif isinstance(event, Pong) and self._on_pong(event):
             return
@@ -523,7 +520,7 @@ class WireChannel(Channel, Supervised):
         if self._state is ConnectionState.OPEN:
             # The echo has the code that came (RFC 6455 section 5.5.1), and no reason of ours.
             self._state = ConnectionState.REMOTE_CLOSING
-            self._queue_frame(event)
+            self._write_frame(event)
         else:
             self._state = ConnectionState.CLOSED
         self._end()
@@ -541,7 +538,6 @@ class WireChannel(Channel, Supervised):
     def _lost(self, reason: str) -> None:
         """Note that the connection has ended without a Close (RFC 6455 section 7.1.5)."""
         self._eof = self._broken = True
-        self._announce_written()
         if self._ended:
             return
         self._state = ConnectionState.CLOSED
@@ -553,7 +549,7 @@ class WireChannel(Channel, Supervised):
         if self._ended:
             return
         if self._state is ConnectionState.OPEN:
-            self._queue_frame(CloseConnection(code, _clip(reason)))
+            self._write_frame(CloseConnection(code, _clip(reason)))
             self._state = ConnectionState.LOCAL_CLOSING
         self._record(code, reason)
         self._end()
@@ -569,106 +565,64 @@ class WireChannel(Channel, Supervised):
         """Send a message or a piece of one; wait while the peer does not read."""
         if self._state is not ConnectionState.OPEN:
             raise self._unsendable()
-        self._queue_bytes(self._codec.encode_message(data, final))
-        await self._flush()
+        self._write(self._codec.encode_message(data, final))
+        if self._transport.clogged:
+            await self._drain()
 
-    def _queue_frame(self, event: Event) -> None:
-        self._queue_bytes(self._codec.encode(event))
+    def _write_frame(self, event: Event) -> None:
+        self._write(self._codec.encode(event))
 
-    def _queue_bytes(self, data: bytes) -> None:
-        self._outbox.append(data)
-        self._frames_queued += 1
+    def _write(self, data: bytes) -> None:
+        if self._pongs:
+            # Before anything else: a Close is the last frame that may be sent.
+            self._write_pongs()
+        self._transport.write(data)
 
-    async def _flush(self) -> None:
-        """Have every frame written that is queued by now."""
-        mark = self._frames_queued
-        rounds = 0
-        while self._frames_written < mark:
-            if self._broken:
-                raise self._unsendable()
-            if not self._writing:
-                await self._write()
-                if self._supervisor is None and not rounds:
-                    # What came meanwhile may have nobody else to write it: pongs, or the
-                    # frames of a task that was cancelled.
-                    mark = self._frames_queued
-                rounds += 1
-                continue
-            self._write_waiters += 1
-            try:
-                await self._written.wait()
-            finally:
-                self._write_waiters -= 1
-                if not self._write_waiters:
-                    # If this one is cancelled, nobody else is there to write its frames.
-                    self._flush_soon()
+    def _write_pongs(self) -> None:
+        while self._pongs:
+            self._transport.write(self._codec.encode(Pong(self._pongs.popleft())))
 
-    async def _write(self, *, shielded: bool = True) -> None:
-        """Write every frame that is queued."""
-        self._writing = True
-        mark = self._frames_queued
-        # Pongs first: a Close is the last frame that may be sent.
-        frames = [self._codec.encode(Pong(payload)) for payload in self._pongs]
-        frames += self._outbox
-        self._pongs.clear()
-        self._outbox.clear()
+    async def _drain(self) -> None:
+        """Wait until everything is sent that was written by now."""
+        if self._broken:
+            raise self._unsendable()
+        if self._supervisor is not None:
+            self._supervisor.look_soon()
+        self._draining += 1
         try:
-            if frames:
-                await self._send_bytes(
-                    frames[0] if len(frames) == 1 else b"".join(frames), shielded
-                )
-            self._frames_written = mark
+            await self._transport.drain()
+            if self._supervisor is None and self._draining == 1 and self._transport.unsent:
+                # What came meanwhile may have nobody else to send it: pongs, or the frames of
+                # a task that was cancelled.
+                await self._transport.drain()
         except TransportLost as exc:
             self._lost(str(exc))
             raise self._unsendable() from None
         except BaseException:
-            # It is not known how much went out, so no frame could follow.
-            self._lost("a send was cancelled half way")
-            await self._transport.abort()
+            if self._transport.broken:
+                self._lost("a send was cancelled half way")
             raise
         finally:
-            self._writing = False
-            self._announce_written()
-            if not self._write_waiters:
-                # What came meanwhile has nobody who waits to write it: pongs, or the
-                # frames of a task that was cancelled.
-                self._flush_soon()
-
-    async def _send_bytes(self, data: bytes, shielded: bool) -> None:
-        """Send bytes, for a moment shielded from cancellation.
-
-        A cancellation in the middle costs the connection. So one that comes while a write goes
-        through takes effect behind it; the supervisor lifts the shield from one that blocks.
-        """
-        if not shielded or self._supervisor is None or not self._supervisor.running:
-            await self._transport.send(data)
-            return
-        self._supervisor.look_soon()
-        with anyio.CancelScope(shield=True) as self._write_scope:
-            try:
-                await self._transport.send(data)
-            finally:
-                self._write_scope = None
-
-    def _announce_written(self) -> None:
-        if self._write_waiters:
-            written, self._written = self._written, anyio.Event()
-            written.set()
+            self._draining -= 1
+            if not self._transport.clogged:
+                self._write_pongs()
+            self._flush_soon()
 
     def _flush_soon(self) -> None:
-        """Have what is queued written without waiting for it, where there is a supervisor."""
+        """Have what was written sent without waiting for it, where there is a supervisor."""
         if (
             self._supervisor is not None
-            and self._frames_queued > self._frames_written
-            and not (self._flush_spawned or self._writing or self._broken or self._ended)
+            and self._transport.unsent
+            and not (self._flush_spawned or self._draining or self._broken or self._ended)
         ):
             self._flush_spawned = True
             self._supervisor.spawn(self._flush_quietly)
 
     async def _flush_quietly(self) -> None:
         self._flush_spawned = False
-        with suppress(ConnectionClosed):
-            await self._flush()
+        if self._transport.unsent:
+            with suppress(ConnectionClosed):
+                await self._drain()
 
     # Ping and pong
 
@@ -678,9 +632,9 @@ class WireChannel(Channel, Supervised):
             raise self._unsendable()
         waiter = self._queue_ping(payload)
         try:
-            if not self._writing:
-                # Otherwise it goes out with what is written next, and reading must not wait.
-                await self._flush()
+            if self._transport.clogged and not self._draining:
+                # Otherwise it goes out with what is sent next, and reading must not wait.
+                await self._drain()
             await self._read_until(lambda: waiter.answered_after is not None or self._ended)
         finally:
             if waiter in self._pings:
@@ -694,7 +648,7 @@ class WireChannel(Channel, Supervised):
         waiter = _PingWaiter(
             secrets.token_bytes(8) if payload is None else payload, anyio.current_time()
         )
-        self._queue_frame(Ping(waiter.payload))
+        self._write_frame(Ping(waiter.payload))
         self._pings.append(waiter)
         return waiter
 
@@ -733,19 +687,15 @@ class WireChannel(Channel, Supervised):
         """Read if nobody does, and let a write that takes long be cancelled."""
         if self._unattended and self._supervisor is not None:
             self._supervisor.spawn(self._attend)
-        scope = self._write_scope
-        if scope is not None and scope is self._slow_write:
-            scope.shield = False
-        self._slow_write = scope
+        shielded = self._transport.tend()
         if self._violation is not None and self._violation_seen:
             self._fail_for_violation()
         self._violation_seen = self._violation is not None
-        return self._violation_seen or (scope is not None and scope.shield)
+        return self._violation_seen or shielded
 
     def release(self) -> None:
         """Shield no write any more."""
-        if self._write_scope is not None:
-            self._write_scope.shield = False
+        self._transport.release()
 
     def on_deadline(self, now: float) -> float | None:
         """Send a keepalive ping, or drop a peer that was silent after the last ones."""
@@ -753,7 +703,9 @@ class WireChannel(Channel, Supervised):
         if interval is None or self._state is not ConnectionState.OPEN:
             return None
         # A long message that goes out slowly is a sign of life, too.
-        if self._heard or (self._writing and self._transport.pieces_sent != self._pieces_sent):
+        if self._heard or (
+            self._transport.unsent and self._transport.pieces_sent != self._pieces_sent
+        ):
             self._silent_since = None
         elif self._silent_since is not None and (self._full or self._stalled):
             # Nothing was read meanwhile: the silence was ours, and the clock starts anew.
@@ -788,7 +740,7 @@ class WireChannel(Channel, Supervised):
             self._fail_for_violation()
         if self._state is ConnectionState.OPEN:
             self._state = ConnectionState.LOCAL_CLOSING
-            self._queue_frame(CloseConnection(code, reason))
+            self._write_frame(CloseConnection(code, reason))
         self._drop_queue()
         self._announce_turn()
         self.on_end()
@@ -803,11 +755,11 @@ class WireChannel(Channel, Supervised):
 
     async def abort(self, code: int | None = None) -> None:
         """End the connection at once; a Close goes before if it need not wait."""
-        sendable = self._state is ConnectionState.OPEN and not self._writing
+        sendable = self._state is ConnectionState.OPEN and not self._transport.clogged
         self._closed_locally = True
         if code is not None and sendable:
             self._state = ConnectionState.LOCAL_CLOSING
-            self._queue_frame(CloseConnection(code, ""))
+            self._write_frame(CloseConnection(code, ""))
             await self._flush_at_once()
             if not self._ended:
                 self._record(code, "aborted by this side")
@@ -849,13 +801,14 @@ class WireChannel(Channel, Supervised):
             await self._conclude()
 
     async def _flush_at_once(self) -> None:
-        """Write what is queued, if that needs no waiting."""
-        if not self._writing:
+        """Have what was written sent, if that needs no waiting."""
+        if self._transport.unsent and not self._draining:
+            self._transport.release()
             with (
                 anyio.CancelScope(deadline=anyio.current_time() + _NO_WAIT, shield=True),
                 suppress(ConnectionClosed),
             ):
-                await self._write(shielded=False)
+                await self._drain()
 
     async def _close_transport(self) -> None:
         """Close TCP in the order of RFC 6455 section 7.1.1: the server first.

@@ -36,7 +36,7 @@ class TransportLost(Exception):
 class Transport(ABC):
     """A byte pipe with two ends that close on their own.
 
-    `receive` and `send` are each called by one task at a time. Both are checkpoints.
+    `receive` is called by one task at a time; any number of tasks may write and drain.
     """
 
     #: Counts the pieces that went out, so that progress can be told from a stall.
@@ -51,12 +51,55 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    async def send(self, data: bytes) -> None:
-        """Send all bytes. After a cancellation it is unknown how many went out.
+    def write(self, data: bytes) -> None:
+        """Take bytes to be sent, in order; what a broken pipe is given is dropped."""
+
+    @property
+    @abstractmethod
+    def unsent(self) -> bool:
+        """Whether bytes were taken that are not sent yet."""
+
+    @property
+    @abstractmethod
+    def clogged(self) -> bool:
+        """Whether `drain` is to be called before more is written."""
+
+    @property
+    @abstractmethod
+    def broken(self) -> bool:
+        """Whether nothing can be sent any more."""
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """Wait until what was taken before the call is sent.
 
         Raises:
             TransportLost: the pipe broke or was closed on this side.
         """
+
+    def protect(self) -> None:
+        """Shield writes from cancellation, where one half way would break the pipe.
+
+        From then on `tend` is to be called now and then, and `release` in the end.
+        """
+        return
+
+    def tend(self) -> bool:
+        """Lift the shield of a write that was under way at the last call; whether there is one."""
+        return False
+
+    def release(self) -> None:
+        """Shield nothing any more."""
+        return
+
+    async def send(self, data: bytes) -> None:
+        """Send all bytes.
+
+        Raises:
+            TransportLost: the pipe broke or was closed on this side.
+        """
+        self.write(data)
+        await self.drain()
 
     @abstractmethod
     async def send_eof(self) -> bool:
@@ -150,6 +193,16 @@ class StreamTransport(Transport):
         self.pieces_sent: int = 0
         self._stream = stream
         self._closed = False
+        self._taken: list[bytes] = []
+        # Bytes taken and bytes sent, so that a task knows when its own are out.
+        self._taken_total = 0
+        self._sent_total = 0
+        self._sending = False
+        self._failure: str | None = None
+        self._progress = anyio.Event()
+        self._protected = False
+        self._shield: anyio.CancelScope | None = None
+        self._slow: anyio.CancelScope | None = None
         raw = stream.extra(SocketAttribute.raw_socket, None)
         # Closing an in-memory stream does not wake the task that waits in it.
         self._wakes = raw is not None
@@ -193,15 +246,78 @@ class StreamTransport(Transport):
             await anyio.wait_readable(self._wait_first)
         return await self._stream.receive()
 
-    async def send(self, data: bytes) -> None:
-        """Send all bytes."""
-        if len(data) <= _MAX_PIECE:
-            await self._call(self._stream.send, data)
-            self.pieces_sent += 1
-            return
-        for start in range(0, len(data), _MAX_PIECE):
-            await self._call(self._stream.send, data[start : start + _MAX_PIECE])
-            self.pieces_sent += 1
+    def write(self, data: bytes) -> None:
+        """Take bytes to be sent with the next `drain`."""
+        self._taken.append(data)
+        self._taken_total += len(data)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes were taken that are not sent yet."""
+        return self._sent_total < self._taken_total
+
+    @property
+    def clogged(self) -> bool:
+        """Whether there is something to drain: nothing is sent without."""
+        return self._sent_total < self._taken_total
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._closed or self._failure is not None
+
+    async def drain(self) -> None:
+        """Send what was taken before the call, unless another task does."""
+        mark = self._taken_total
+        while self._sent_total < mark:
+            if self._failure is not None:
+                raise TransportLost(self._failure)
+            if self._sending:
+                await self._progress.wait()
+            else:
+                await self._send_taken()
+
+    async def _send_taken(self) -> None:
+        data = self._taken[0] if len(self._taken) == 1 else b"".join(self._taken)
+        self._taken.clear()
+        self._sending = True
+        try:
+            with anyio.CancelScope(shield=self._protected) as self._shield:
+                for start in range(0, len(data), _MAX_PIECE):
+                    await self._call(self._stream.send, data[start : start + _MAX_PIECE])
+                    self.pieces_sent += 1
+            self._sent_total += len(data)
+        except TransportLost as exc:
+            self._failure = str(exc)
+            raise
+        except BaseException:
+            # It is not known how much went out, so nothing could follow.
+            self._failure = "a send was cancelled half way"
+            await self.abort()
+            raise
+        finally:
+            self._shield = None
+            self._sending = False
+            progress, self._progress = self._progress, anyio.Event()
+            progress.set()
+
+    def protect(self) -> None:
+        """Shield each send from cancellation, which would leave the pipe with half of it."""
+        self._protected = True
+
+    def tend(self) -> bool:
+        """Lift the shield of a send that was under way at the last call."""
+        shield = self._shield
+        if shield is not None and shield is self._slow:
+            shield.shield = False
+        self._slow = shield
+        return shield is not None and shield.shield
+
+    def release(self) -> None:
+        """Shield nothing any more."""
+        self._protected = False
+        if self._shield is not None:
+            self._shield.shield = False
 
     async def send_eof(self) -> bool:
         """End this side's sending; False on TLS."""
