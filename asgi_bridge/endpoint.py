@@ -94,7 +94,7 @@ class AsgiChannel(Channel):
         # The pieces of a message that is sent in several.
         self._pieces: list[Any] = []
         self._pieces_size = 0
-        self._pace = Pace()
+        self._pace = Pace.current()
 
     # Receiving
 

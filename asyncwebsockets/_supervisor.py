@@ -66,6 +66,7 @@ class Supervisor:
         self._timers: list[tuple[float, int, _Timer]] = []
         self._order = count()
         self._look_at = math.inf
+        self._soon: list[Callable[[], object]] = []
         self._wake = anyio.Event()
         #: Whether it still works: not once its scope is being left.
         self.running: bool = True
@@ -87,6 +88,14 @@ class Supervisor:
             self._look_at = anyio.current_time() + _TAKEOVER
             self._wake.set()
 
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call a function once the tasks that can run now have run."""
+        if self.running:
+            self._soon.append(function)
+            self._wake.set()
+        else:
+            function()
+
     def spawn(self, function: Callable[[], Awaitable[Any]]) -> None:
         """Run a function in the background. What it raises is logged and harms nobody else."""
         self._task_group.start_soon(self._guard, function)
@@ -101,6 +110,9 @@ class Supervisor:
         """Do the work, until cancelled."""
         try:
             while True:
+                soon, self._soon = self._soon, []
+                for function in soon:
+                    function()
                 now = anyio.current_time()
                 self._fire(now)
                 if self._look_at <= now:
@@ -112,6 +124,8 @@ class Supervisor:
                     await self._wake.wait()
         finally:
             self.running = False
+            for function in self._soon:
+                function()
             for connection in self._connections:
                 connection.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import sys
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 from wsproto.connection import ConnectionState
 
+from ._loop import Waiter
 from ._supervisor import Supervised
 from .codec import CodecError
 from .errors import (
@@ -22,7 +24,7 @@ from .errors import (
 )
 from .events import CloseConnection, Event, Ping, Pong
 from .pace import Pace
-from .transport import IDLE_DRAIN, TransportLost
+from .transport import IDLE_DRAIN, PushTransport, Sink, TransportLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from .transport import Transport
 
 __all__ = ["Channel", "WireChannel"]
+
+logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
 # Pings and pongs that are kept for a handler which does not receive; later ones are only
 # answered. They do not count as read-ahead: a peer's keepalive would fill that of a handler
@@ -112,7 +116,8 @@ class Channel(ABC):
     async def send(self, data: str | bytes, final: bool) -> None:
         """Send a message, or a piece of one that `final` ends; wait while the peer does not read.
 
-        The data is taken before the first wait: a cancellation does not take it back.
+        Where it was cancelled, the data may have been sent or not; never half of it, unless the
+        connection is broken.
 
         Raises:
             ValueError: text that cannot be expressed in UTF-8; nothing was sent.
@@ -225,7 +230,7 @@ class _PingWaiter:
         self.answered_after: float | None = None
 
 
-class WireChannel(Channel, Supervised):
+class WireChannel(Channel, Supervised, Sink):
     """A channel over one codec and one transport.
 
     One task at a time reads from the transport, whichever needs something first: `receive`,
@@ -289,7 +294,7 @@ class WireChannel(Channel, Supervised):
         self._waiting = 0
         self._turn = anyio.Event()
         self._attending: anyio.CancelScope | None = None
-        self._pace = Pace()
+        self._pace = Pace.current()
 
         # Pongs that wait for a clogged pipe.
         self._pongs: deque[bytes] = deque(maxlen=_MAX_PONGS)
@@ -316,7 +321,19 @@ class WireChannel(Channel, Supervised):
         if supervisor is not None:
             if supervisor.running:
                 transport.protect()
+                transport.send_later(supervisor.call_soon)
             supervisor.add(self, self._deadline)
+
+        # A pipe that reads by itself, and the task that receives from this one.
+        self._push: PushTransport | None = None
+        self._receiver: Waiter | None = None
+        self._forget_timer: Callable[[], object] | None = None
+        if isinstance(transport, PushTransport):
+            self._push, self._receiver, self._reading = transport, Waiter(), True
+            if supervisor is None:
+                self._set_timer()
+            transport.start(self)
+            self._decode_on()
 
     @property
     def latency(self) -> float | None:
@@ -333,10 +350,12 @@ class WireChannel(Channel, Supervised):
         """Return the next message, or a piece of one, or a ping or pong."""
         if not self._queue and self._violation is not None:
             self._fail_for_violation()
-        if self._closed_locally:
-            await self._pace.step(0)
-        elif self._queue:
-            await self._pace.step(self._queue[0][1])
+        if self._queue or self._closed_locally:
+            if self._pace.due(self._queue[0][1] if self._queue else 0):
+                await self._pace.give_way()
+        elif self._receiver is not None:
+            while not (self._queue or self._ended or self._closed_locally):
+                await self._receiver
         else:
             await self._read_until(self._receivable)
         if self._queue:
@@ -356,11 +375,14 @@ class WireChannel(Channel, Supervised):
         else:
             self._queued -= cost
         if stalled and not self._full:
-            # Tasks that wait for something else may read on.
             self._stalled = True
-            self._announce_turn()
-            if self._supervisor is not None:
-                self._supervisor.look_soon()
+            if self._push is not None:
+                self._decode_on()
+            else:
+                # Tasks that wait for something else may read on.
+                self._announce_turn()
+                if self._supervisor is not None:
+                    self._supervisor.look_soon()
         return event
 
     @property
@@ -386,6 +408,8 @@ class WireChannel(Channel, Supervised):
                     await self._turn.wait()
                 finally:
                     self._waiting -= 1
+                if self._push is not None and self._supervisor is None:
+                    await self._after_reading()
             else:
                 await self._read_turn()
 
@@ -408,7 +432,6 @@ class WireChannel(Channel, Supervised):
             else:
                 data = await self._receive_bytes()
                 if data is not None:
-                    self._pace.reset()
                     self._heard = True
                     if data:
                         self._codec.receive_data(data)
@@ -426,6 +449,61 @@ class WireChannel(Channel, Supervised):
                 self._supervisor.look_soon()
         if self._supervisor is None:
             await self._after_reading()
+
+    def data_received(self, data: bytes) -> None:
+        """Handle what a pipe has read by itself."""
+        self._heard = True
+        if self._ended:
+            self._eof = self._eof or not data
+        elif data:
+            self._codec.receive_data(data)
+            self._decode_on()
+        else:
+            self._lost("the peer ended the connection without a Close")
+        self._announce_turn(resume=True)
+
+    def reading_failed(self, error: TransportLost) -> None:
+        """Note that a pipe which reads by itself broke."""
+        self._eof = True
+        self._lost(str(error))
+        self._announce_turn(resume=True)
+
+    def _decode_on(self) -> None:
+        """Decode what a pipe has read by itself, and have it read on if there is room."""
+        assert self._push is not None
+        if self._undecoded or not self._ended:
+            try:
+                self._decode()
+            except Exception:
+                # An extension of the user's, for one, may raise anything.
+                logger.exception("internal error behind %r", self.request)
+                self._fail(1011, "internal error")
+        self._regulate()
+        if self._violation is not None and self._supervisor is not None:
+            self._supervisor.look_soon()
+        elif self._undecoded and not (self._ended or self._stuck):
+            self._push.call_soon(self._decode_later)
+
+    def _decode_later(self) -> None:
+        if self._undecoded:
+            self._decode_on()
+            self._announce_turn(resume=True)
+
+    def _regulate(self) -> None:
+        """Have a pipe that reads by itself do that only while there is room."""
+        if self._push is not None:
+            if self._stuck or (self._undecoded and not self._ended):
+                self._push.pause()
+            else:
+                self._push.resume()
+
+    def _set_timer(self) -> None:
+        if self._deadline is not None and self._push is not None:
+            self._forget_timer = self._push.call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._deadline = self.on_deadline(anyio.current_time())
+        self._set_timer()
 
     async def _receive_bytes(self) -> bytes | None:
         """Return bytes from the transport, None if it is time for a keepalive first."""
@@ -461,17 +539,23 @@ class WireChannel(Channel, Supervised):
         """Do what a supervisor would do in the background."""
         if self._ended and not (self._closed_locally or self._finishing or self._queue):
             await self._finish()
-        elif self._transport.unsent and not self._draining:
+        elif self._transport.clogged and not self._draining:
             # A peer that does not read is given no more time than a silent one.
             with anyio.move_on_after(self.settings.ping_timeout) as scope:
                 await self._flush_quietly()
             if scope.cancelled_caught and self._failure is not None:
                 self._record(1011, "keepalive: the peer does not read")
 
-    def _announce_turn(self) -> None:
+    def _announce_turn(self, *, resume: bool = False) -> None:
+        """Tell those who wait that there may be something for them; `resume` in a callback."""
         if self._waiting:
             turn, self._turn = self._turn, anyio.Event()
             turn.set()
+        if self._receiver is not None and not self._receiver.done():
+            if not resume:
+                self._receiver.wake()
+            elif self._receivable():
+                self._receiver.resume()
 
     def _decode(self) -> None:
         """Turn what was read into events, as far as there is room for them, for a while."""
@@ -532,6 +616,7 @@ class WireChannel(Channel, Supervised):
             self._drop_queue()
         if self._supervisor is not None and not self._closed_locally:
             self._supervisor.spawn(self._finish)
+        self._regulate()
         self._announce_turn()
         self.on_end()
 
@@ -563,6 +648,9 @@ class WireChannel(Channel, Supervised):
 
     async def send(self, data: str | bytes, final: bool) -> None:
         """Send a message or a piece of one; wait while the peer does not read."""
+        while self._transport.clogged and self._state is ConnectionState.OPEN:
+            # Before it is taken, so that cancelled sends do not pile up.
+            await self._drain()
         if self._state is not ConnectionState.OPEN:
             raise self._unsendable()
         self._write(self._codec.encode_message(data, final))
@@ -612,7 +700,7 @@ class WireChannel(Channel, Supervised):
         """Have what was written sent without waiting for it, where there is a supervisor."""
         if (
             self._supervisor is not None
-            and self._transport.unsent
+            and self._transport.clogged
             and not (self._flush_spawned or self._draining or self._broken or self._ended)
         ):
             self._flush_spawned = True
@@ -778,6 +866,7 @@ class WireChannel(Channel, Supervised):
     def _drop_queue(self) -> None:
         self._queue.clear()
         self._queued = self._control_events = 0
+        self._regulate()
 
     async def _finish(self) -> None:
         """Write what is queued, wait for the peer's Close if it is owed, then close TCP."""
@@ -841,6 +930,8 @@ class WireChannel(Channel, Supervised):
         self._lost("aborted by this side")
         self._state = ConnectionState.CLOSED
         await self._transport.abort()
+        if self._forget_timer is not None:
+            self._forget_timer()
         if self._attending is not None:
             self._attending.cancel()
         if self._supervisor is not None:

@@ -11,20 +11,20 @@ import anyio
 from anyio.streams.tls import TLSStream
 
 from ._scope import Opened, WebsocketScope
+from ._sockets import make_transport
 from ._url import encode_host, format_host, parse_url
 from .deflate import PerMessageDeflate
 from .errors import HandshakeError, HandshakeTimeout, Rejected
 from .handshake import ClientHandshake, HeadersLike, normalize_headers
 from .settings import Settings
-from .transport import StreamTransport, TransportLost, make_transport
+from .transport import StreamTransport, TransportLost
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from anyio.abc import ByteStream
-
+    from ._sockets import Sock
     from .events import Response
-    from .transport import Sock, Transport
+    from .transport import Transport
     from .websocket import Websocket
 
 __all__ = [
@@ -164,22 +164,24 @@ async def _connect(
     handshake = _handshake(parts.host_header, parts.target, fields, subprotocols, settings)
 
     async def dial() -> Transport:
-        stream: ByteStream = await anyio.connect_tcp(parts.host, parts.port)
-        if parts.secure:
-            context = ssl if isinstance(ssl, _ssl.SSLContext) else _default_context()
-            # A zone is of this machine only, no certificate has it.
-            hostname = parts.host.partition("%")[0]
-            try:
-                stream = await TLSStream.wrap(
+        stream = await anyio.connect_tcp(parts.host, parts.port)
+        if not parts.secure:
+            return await make_transport(stream)
+        context = ssl if isinstance(ssl, _ssl.SSLContext) else _default_context()
+        # A zone is of this machine only, no certificate has it.
+        hostname = parts.host.partition("%")[0]
+        try:
+            return StreamTransport(
+                await TLSStream.wrap(
                     stream, server_side=False, hostname=hostname, ssl_context=context
                 )
-            except (anyio.BrokenResourceError, anyio.EndOfStream) as exc:
-                await anyio.aclose_forcefully(stream)
-                raise HandshakeError("the connection broke in the TLS handshake") from exc
-            except BaseException:
-                await anyio.aclose_forcefully(stream)
-                raise
-        return StreamTransport(stream)
+            )
+        except (anyio.BrokenResourceError, anyio.EndOfStream) as exc:
+            await anyio.aclose_forcefully(stream)
+            raise HandshakeError("the connection broke in the TLS handshake") from exc
+        except BaseException:
+            await anyio.aclose_forcefully(stream)
+            raise
 
     return await _open(dial, handshake, settings)
 

@@ -1,10 +1,12 @@
-"""How often an operation that need not wait gives way to others."""
+"""How often operations that need not wait give way to others."""
 
 from __future__ import annotations
 
 from time import perf_counter
 
-from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import RunVar, checkpoint
+
+from ._loop import cancellation_look
 
 __all__ = ["Pace"]
 
@@ -17,30 +19,54 @@ class Pace:
     """Looks for cancellation at each step, and yields to the scheduler often enough.
 
     A full checkpoint comes at least once per 64 operations, 64 KiB or millisecond, whichever
-    is first, so that no connection starves another.
+    is first, so that no connection starves another. There is one for all connections of an
+    event loop: where one of them had to wait, every other has had its turn as well.
+
+    ``if pace.due(size): await pace.give_way()``
     """
 
-    __slots__ = ("_bytes", "_operations", "_since")
+    __slots__ = ("_bytes", "_cancelled", "_operations", "_since")
 
     def __init__(self) -> None:
+        self._cancelled = cancellation_look()
         self.reset()
 
+    @classmethod
+    def current(cls) -> Pace:
+        """Return that of the running event loop."""
+        try:
+            return _current.get()
+        except LookupError:
+            pace = cls()
+            _current.set(pace)
+            return pace
+
     def reset(self) -> None:
-        """Start anew: a full checkpoint has just happened elsewhere."""
+        """Start anew: the scheduler has run."""
         self._operations = 0
         self._bytes = 0
         self._since = perf_counter()
 
-    async def step(self, size: int) -> None:
-        """Count an operation on `size` bytes; a checkpoint if one is due."""
+    def due(self, size: int) -> bool:
+        """Count an operation on `size` bytes; whether a checkpoint is due before it."""
         self._operations += 1
         self._bytes += size
-        if (
+        return (
             self._operations >= _MAX_OPERATIONS
             or self._bytes >= _MAX_BYTES
             or perf_counter() - self._since >= _MAX_SECONDS
-        ):
-            await checkpoint()
-            self.reset()
-        else:
-            await checkpoint_if_cancelled()
+            or self._cancelled()
+        )
+
+    async def give_way(self) -> None:
+        """Yield to the scheduler, and see a cancellation."""
+        await checkpoint()
+        self.reset()
+
+    async def step(self, size: int) -> None:
+        """Count an operation on `size` bytes; a checkpoint if one is due."""
+        if self.due(size):
+            await self.give_way()
+
+
+_current: RunVar[Pace] = RunVar("asyncwebsockets.pace")

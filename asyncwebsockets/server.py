@@ -15,6 +15,7 @@ from anyio.abc import SocketAttribute, SocketListener
 from anyio.streams.tls import TLSStream
 
 from ._scope import Opened, WebsocketScope
+from ._sockets import as_stream, make_transport, open_transport
 from ._supervisor import Supervisor
 from .decision import decide
 from .deflate import PerMessageDeflate
@@ -22,14 +23,7 @@ from .errors import HandshakeError, HandshakeTimeout, InvalidHandshake, Rejected
 from .events import AcceptConnection, Reject
 from .handshake import ServerHandshake
 from .settings import Settings
-from .transport import (
-    StreamTransport,
-    TransportLost,
-    as_address,
-    linger,
-    make_transport,
-    read_on_demand,
-)
+from .transport import StreamTransport, TransportLost, as_address, linger, read_on_demand
 from .websocket import check_close
 
 if TYPE_CHECKING:
@@ -37,10 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
     from types import EllipsisType
 
-    from anyio.abc import ByteStream, TaskGroup, TaskStatus
+    from anyio.abc import TaskGroup, TaskStatus
 
+    from ._sockets import Sock
     from .events import Address, Request, Response
-    from .transport import Sock, Transport
+    from .transport import Transport
     from .websocket import Websocket
 
     Filter = Callable[[Request], Awaitable[object]]
@@ -57,6 +52,9 @@ _LAST_WORDS = 1.0
 
 # Connections beyond the limits that are told so at a time; more are cut without a word.
 _MAX_REFUSALS = 64
+
+# Connections accepted before others get a turn.
+_MAX_ACCEPTED = 64
 
 # What accept() fails with on account of one connection only (accept(2)). Anything else, such
 # as a shortage of descriptors, is waited out.
@@ -495,6 +493,7 @@ class Server:
     async def _drain(self) -> None:
         code, reason = self._drain_with
         for listener in self._listeners:
+            anyio.notify_closing(listener.extra(SocketAttribute.raw_socket))
             await listener.aclose()
         with self._grace:
             for handshake in self._handshakes:
@@ -508,30 +507,36 @@ class Server:
     # Accepting
 
     async def _accept(self, listener: SocketListener) -> None:
+        listening = listener.extra(SocketAttribute.raw_socket)
         while not self._closing.is_set():
             try:
-                stream = await listener.accept()
+                await anyio.wait_readable(listening)
+                for _ in range(_MAX_ACCEPTED):
+                    self._take(listening.accept()[0])
+            except (BlockingIOError, InterruptedError):
+                continue
             except anyio.ClosedResourceError:
                 return
-            except (OSError, anyio.BrokenResourceError) as exc:
-                cause = exc if isinstance(exc, OSError) else exc.__cause__
+            except OSError as exc:
                 if self._closing.is_set():
                     return
-                if isinstance(cause, OSError) and cause.errno in _LOST:
-                    logger.debug("a connection was lost before it was accepted: %s", cause)
+                if exc.errno in _LOST:
+                    logger.debug("a connection was lost before it was accepted: %s", exc)
                 else:
-                    logger.warning("cannot accept connections for now: %s", cause or exc)
+                    logger.warning("cannot accept connections for now: %s", exc)
                     await anyio.sleep(0.1)
-                continue
-            self._count += 1
-            if self._over_limit():
-                self._task_group.start_soon(self._refuse, stream)
-            else:
-                handshake = _Handshaking(
-                    self._dialler(stream), self._filter, self._settings, on_http=self._on_http
-                )
-                self._handshakes.add(handshake)
-                self._task_group.start_soon(self._run, handshake)
+
+    def _take(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._count += 1
+        if self._over_limit():
+            self._task_group.start_soon(self._refuse, sock)
+        else:
+            handshake = _Handshaking(
+                self._dialler(sock), self._filter, self._settings, on_http=self._on_http
+            )
+            self._handshakes.add(handshake)
+            self._task_group.start_soon(self._run, handshake)
 
     def _over_limit(self) -> bool:
         settings = self._settings
@@ -541,10 +546,11 @@ class Server:
             and handshakes + len(self._websockets) >= settings.max_connections
         )
 
-    def _dialler(self, stream: ByteStream) -> Callable[[], Awaitable[Transport]]:
+    def _dialler(self, sock: socket.socket) -> Callable[[], Awaitable[Transport]]:
         async def dial() -> Transport:
             if self._ssl is None:
-                return StreamTransport(stream)
+                return await open_transport(sock)
+            stream = await as_stream(sock)
             read_on_demand(stream)
             try:
                 return StreamTransport(
@@ -559,14 +565,14 @@ class Server:
 
         return dial
 
-    async def _refuse(self, stream: ByteStream) -> None:
+    async def _refuse(self, sock: socket.socket) -> None:
         try:
             if self._refusals >= _MAX_REFUSALS:
-                await anyio.aclose_forcefully(stream)
+                sock.close()
                 return
             self._refusals += 1
             try:
-                await _Handshaking(self._dialler(stream), None, self._settings, refused=True).run()
+                await _Handshaking(self._dialler(sock), None, self._settings, refused=True).run()
             except HandshakeError as exc:
                 logger.debug("a connection was refused, there are too many: %s", exc)
             finally:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import ByteStream, ObjectStream, SocketAttribute, SocketStream, UNIXSocketStream
+from anyio.abc import SocketAttribute, UNIXSocketStream
 from anyio.streams.tls import TLSAttribute
+
+from .pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from anyio.abc import ByteStream, ObjectStream
+
     from .events import Address
 
-__all__ = ["StreamTransport", "Transport", "TransportLost", "make_transport"]
-
-#: What may be handed to `open_websocket_client`, `create_websocket_server` and their kin.
-Sock: TypeAlias = "ByteStream | ObjectStream[bytes] | socket.socket"
+__all__ = ["PushTransport", "Sink", "StreamTransport", "Transport", "TransportLost"]
 
 # How long a peer may be silent before a connection that cannot be half-closed is cut.
 IDLE_DRAIN = 1.0
@@ -31,6 +31,18 @@ _MAX_PIECE = 256 * 1024
 
 class TransportLost(Exception):
     """The pipe is broken: nothing more can be sent or received."""
+
+
+class Sink(ABC):
+    """Where a pipe that reads by itself puts what has come."""
+
+    @abstractmethod
+    def data_received(self, data: bytes) -> None:
+        """Take the next bytes, b"" at the end. Called by the loop, not by a task."""
+
+    @abstractmethod
+    def reading_failed(self, error: TransportLost) -> None:
+        """Note that the pipe broke."""
 
 
 class Transport(ABC):
@@ -76,6 +88,10 @@ class Transport(ABC):
         Raises:
             TransportLost: the pipe broke or was closed on this side.
         """
+
+    def send_later(self, call_soon: Callable[[Callable[[], object]], None]) -> None:
+        """Join what is written in one turn of the loop, with `call_soon` to send it after that."""
+        return
 
     def protect(self) -> None:
         """Shield writes from cancellation, where one half way would break the pipe.
@@ -181,6 +197,30 @@ def read_on_demand(stream: object) -> None:
         stream = getattr(stream, "transport_stream", None)
 
 
+class PushTransport(Transport):
+    """A byte pipe that reads by itself, and may be asked to call back."""
+
+    @abstractmethod
+    def start(self, sink: Sink) -> None:
+        """Hand to `sink` what comes from here on; `receive` is not called any more."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Hand nothing more to the sink until `resume` is called."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Go on with handing to the sink what comes."""
+
+    @abstractmethod
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call a function with the loop's next turn."""
+
+    @abstractmethod
+    def call_at(self, when: float, function: Callable[[], object]) -> Callable[[], object]:
+        """Call a function at a time of ``anyio.current_time``; returns what prevents it."""
+
+
 class StreamTransport(Transport):
     """The pipe over any anyio byte stream.
 
@@ -190,6 +230,7 @@ class StreamTransport(Transport):
 
     def __init__(self, stream: ByteStream | ObjectStream[bytes]) -> None:
         read_on_demand(stream)
+        self._pace = Pace.current()
         self.pieces_sent: int = 0
         self._stream = stream
         self._closed = False
@@ -238,6 +279,7 @@ class StreamTransport(Transport):
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""
         data = await self._call(self._receive)
+        self._pace.reset()
         assert isinstance(data, bytes)
         return data
 
@@ -403,26 +445,3 @@ def as_address(value: Any) -> Address:
         value = value.decode("utf-8", "surrogateescape")
     # A Unix socket without a name has an empty one.
     return value if isinstance(value, str) and value else None
-
-
-async def make_transport(sock: Sock) -> Transport:
-    """Return the pipe for what a user handed in: the one place where it is chosen.
-
-    Raises:
-        TypeError: it is not a byte stream or a connected stream socket without TLS.
-    """
-    if isinstance(sock, ssl.SSLSocket):
-        raise TypeError(
-            "expected a socket without TLS, got an SSLSocket: wrap the stream in "
-            "anyio.streams.tls.TLSStream instead"
-        )
-    if isinstance(sock, socket.socket):
-        if sock.type != socket.SOCK_STREAM:
-            raise TypeError(f"expected a stream socket, got one of type {sock.type!r}")
-        sock.setblocking(False)
-        if sock.family == getattr(socket, "AF_UNIX", None):
-            return StreamTransport(await UNIXSocketStream.from_socket(sock))
-        return StreamTransport(await SocketStream.from_socket(sock))
-    if isinstance(sock, (ByteStream, ObjectStream)):
-        return StreamTransport(sock)
-    raise TypeError(f"expected an anyio byte stream or a socket, got {sock!r}")

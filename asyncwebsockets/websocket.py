@@ -85,7 +85,7 @@ class Websocket:
         self._owner: int | None = None
         self._fragments: type[TextMessage | BytesMessage] | None = None
         self._released = anyio.Event()
-        self._pace = Pace()
+        self._pace = Pace.current()
         channel.on_end = self._release
 
     def __repr__(self) -> str:
@@ -357,7 +357,8 @@ class Websocket:
         """
         kind, payload = _check_data(data)
         try:
-            await self._pace.step(len(payload))
+            if self._pace.due(len(payload)):
+                await self._pace.give_way()
             if self._owner is None and final:
                 await self._channel.send(payload, True)
             else:
@@ -380,17 +381,14 @@ class Websocket:
                 f"got {_name(kind)} data"
             )
         before = self._owner, self._fragments
-        # The channel takes the event before it waits: a cancellation then leaves the message
-        # in order, begun or finished.
-        if final:
-            self._release()
-        else:
-            self._owner, self._fragments = task, kind
+        self._owner, self._fragments = task, kind
         try:
             await self._channel.send(payload, final)
         except ValueError:
             self._owner, self._fragments = before
             raise
+        if final:
+            self._release()
 
     def _owns_message(self) -> bool:
         return self._owner is not None and self._owner == anyio.get_current_task().id

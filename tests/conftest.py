@@ -118,6 +118,11 @@ class Pairs:
     client_tls: ssl.SSLContext
     made: int = 0
 
+    @property
+    def on_sockets(self) -> bool:
+        """Whether the library uses the sockets themselves."""
+        return self.kind in ("tcp", "unix")
+
     async def streams(self) -> tuple[Stream, Stream]:
         """Return the client's and the server's end."""
         if self.kind == "memory":

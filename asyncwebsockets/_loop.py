@@ -1,0 +1,151 @@
+"""What is quicker asked of asyncio or trio itself than through anyio."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import anyio
+from anyio.lowlevel import current_token
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable, Generator
+    from contextvars import Context
+
+    WaitFor = Callable[[socket.socket], Awaitable[None]]
+
+__all__ = ["Waiter", "cancellation_look", "running_asyncio", "trio_waits"]
+
+
+def running_asyncio() -> bool:
+    """Whether the event loop is asyncio's, or one in its place such as uvloop."""
+    return isinstance(current_token().native_token, asyncio.AbstractEventLoop)
+
+
+def cancellation_look() -> Callable[[], bool]:
+    """Return a function that says whether the running task's next checkpoint would raise.
+
+    anyio's own way to ask that costs as much as a message. The function looks at the same
+    attributes; where they are not as expected, it asks anyio.
+    """
+    try:
+        return _asyncio_look() if running_asyncio() else _trio_look()
+    except AttributeError:
+        return _anyio_look
+
+
+def _anyio_look() -> bool:
+    return anyio.current_effective_deadline() == -math.inf
+
+
+def _asyncio_look() -> Callable[[], bool]:
+    from anyio._backends import _asyncio as backend
+
+    states: dict[Any, Any] = backend._task_states.data  # type: ignore[attr-defined]
+    current_task = asyncio.current_task
+    scope: Any = anyio.CancelScope()
+    # That they are there is all there is to see.
+    (scope._cancel_called, scope._shield, scope._parent_scope)  # noqa: B018
+
+    def look() -> bool:
+        task = current_task()
+        state = states.get(ref(task)) if task is not None else None
+        scope = state.cancel_scope if state is not None else None
+        while scope is not None:
+            if scope._cancel_called:
+                return True
+            if scope._shield:
+                return False
+            scope = scope._parent_scope
+        return False
+
+    return look
+
+
+def _trio_look() -> Callable[[], bool]:
+    from trio.lowlevel import current_task
+
+    (current_task()._cancel_status.effectively_cancelled)  # noqa: B018
+
+    def look() -> bool:
+        cancelled: bool = current_task()._cancel_status.effectively_cancelled
+        return cancelled
+
+    return look
+
+
+def trio_waits() -> tuple[WaitFor, WaitFor]:
+    """Return trio's functions that wait until a socket is readable, and writable."""
+    from trio.lowlevel import wait_readable, wait_writable
+
+    return wait_readable, wait_writable
+
+
+class Waiter:
+    """Lets one task of asyncio wait until it is told to go on: ``await waiter``.
+
+    A future would be told through the loop; this one can resume its task on the spot, from a
+    callback of the loop. It has what a task wants of a future.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_wakeup")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asyncio_future_blocking = False
+        self._wakeup: Callable[[Waiter], object] | None = None
+        self._context: Context | None = None
+        self._cancelled: asyncio.CancelledError | None = None
+
+    def __await__(self) -> Generator[Waiter, None, None]:
+        self._cancelled = None
+        self._asyncio_future_blocking = True
+        yield self
+
+    def resume(self) -> None:
+        """Run the task that waits, if one does, until it waits again.
+
+        Only a callback of the loop may do that, not another task.
+        """
+        wakeup, self._wakeup = self._wakeup, None
+        if wakeup is not None:
+            assert self._context is not None
+            self._context.run(wakeup, self)
+
+    def wake(self) -> None:
+        """Have the task that waits, if one does, go on with the next turn of the loop."""
+        wakeup, self._wakeup = self._wakeup, None
+        if wakeup is not None:
+            self._loop.call_soon(wakeup, self, context=self._context)
+
+    # What a task calls.
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop."""
+        return self._loop
+
+    def add_done_callback(self, wakeup: Callable[[Waiter], object], *, context: Context) -> None:
+        """Take the callback that resumes the task."""
+        self._wakeup = wakeup
+        self._context = context
+
+    def done(self) -> bool:
+        """Whether the task was told to go on."""
+        return self._wakeup is None
+
+    def cancel(self, msg: object = None) -> bool:
+        """Have the task go on with CancelledError; False if it goes on already."""
+        if self._wakeup is None:
+            return False
+        # Cancel scopes know their own by the message.
+        self._cancelled = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        self.wake()
+        return True
+
+    def result(self) -> None:
+        """Raise CancelledError if it was cancelled."""
+        if self._cancelled is not None:
+            raise self._cancelled

@@ -1,0 +1,586 @@
+"""The byte pipe on a raw socket, on asyncio, uvloop and trio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from abc import abstractmethod
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+from anyio import TypedAttributeLookupError
+from anyio.abc import ByteStream, ObjectStream, SocketAttribute, SocketStream, UNIXSocketStream
+
+from ._loop import running_asyncio, trio_waits
+from .pace import Pace
+from .transport import PushTransport, StreamTransport, Transport, TransportLost, as_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .events import Address
+    from .transport import Sink
+
+__all__ = ["Sock", "SocketTransport", "as_stream", "make_transport", "open_transport"]
+
+#: What may be handed to `open_websocket_client`, `create_websocket_server` and their kin.
+Sock: TypeAlias = "ByteStream | ObjectStream[bytes] | socket.socket"
+
+# Bytes asked for in one call.
+_READ_SIZE = 64 * 1024
+
+# More than that is not joined, but sent at once.
+_MAX_JOINED = 64 * 1024
+
+# Buffers one call may send (POSIX grants 1024 on Linux).
+_MAX_BUFFERS = 512
+
+
+class SocketTransport(Transport):
+    """The pipe on a raw socket.
+
+    The first write of a loop's turn goes out at once, and those that follow in the same turn
+    are joined to one call. What the socket does not take is kept, in order: a cancellation
+    never leaves half a write.
+
+    Args:
+        sock: connected and non-blocking; owned by the pipe from here on.
+        early: bytes that were read from it already.
+    """
+
+    def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
+        self.pieces_sent: int = 0
+        self._sock = sock
+        self._inbox: deque[bytes] = deque([early] if early else [])
+        self._failure: str | None = None
+        self._closed = False
+        # What was written and not sent, and how many bytes were sent of all.
+        self._backlog: deque[bytes | memoryview] = deque()
+        self._written = 0
+        self._sent = 0
+        #: Whether the socket took less than it was given.
+        self._blocked = False
+        # Whether something was sent in this turn, so that what follows is joined.
+        self._joining = False
+        with contextlib.suppress(OSError):
+            self._local = as_address(sock.getsockname())
+            self._remote = as_address(sock.getpeername())
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    _local: Address = None
+    _remote: Address = None
+
+    # Sending
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, or take them to be sent behind those before."""
+        if self._failure is not None:
+            return
+        self._written += len(data)
+        if not self._backlog and not self._joining:
+            self._joining = self._can_join()
+            sent = self._try_send(data)
+            if sent < len(data):
+                self._backlog.append(memoryview(data)[sent:])
+                self._block()
+            return
+        self._backlog.append(data)
+        if self._blocked:
+            return
+        if self._written - self._sent >= _MAX_JOINED:
+            self.flush()
+        elif len(self._backlog) == 1:
+            self._flush_later()
+
+    def _try_send(self, data: bytes | memoryview) -> int:
+        """Return how many bytes went out; all of them if the pipe is broken."""
+        try:
+            sent = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as exc:
+            self._break(exc)
+            return len(data)
+        self._sent += sent
+        self.pieces_sent += 1
+        return sent
+
+    def flush(self) -> None:
+        """Send what was joined, as far as the socket takes it."""
+        self._joining = False
+        while self._backlog and self._failure is None:
+            if len(self._backlog) > 1:
+                if self._written - self._sent <= _MAX_JOINED:
+                    joined = b"".join(self._backlog)
+                    self._backlog.clear()
+                    self._backlog.append(joined)
+                else:
+                    # One call for many buffers, without copying them.
+                    self._send_many()
+                    if self._blocked:
+                        return
+                    continue
+            data = self._backlog[0]
+            sent = self._try_send(data)
+            if sent < len(data):
+                self._backlog[0] = memoryview(data)[sent:]
+                self._block()
+                return
+            if self._backlog:
+                self._backlog.popleft()
+
+    def _send_many(self) -> None:
+        buffers = [self._backlog[i] for i in range(min(len(self._backlog), _MAX_BUFFERS))]
+        try:
+            sent = self._sock.sendmsg(buffers)
+        except (BlockingIOError, InterruptedError):
+            self._block()
+            return
+        except OSError as exc:
+            self._break(exc)
+            return
+        self._sent += sent
+        self.pieces_sent += 1
+        for buffer in buffers:
+            if sent < len(buffer):
+                self._backlog[0] = memoryview(buffer)[sent:]
+                self._block()
+                return
+            sent -= len(buffer)
+            self._backlog.popleft()
+
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes were taken that are not sent yet."""
+        return bool(self._backlog)
+
+    @property
+    def clogged(self) -> bool:
+        """Whether the socket takes no more for now, or is broken."""
+        return self._blocked or self._failure is not None
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._failure is not None
+
+    async def drain(self) -> None:
+        """Wait until what was taken before the call is sent."""
+        mark = self._written
+        if not self._blocked:
+            self.flush()
+        while self._sent < mark and self._failure is None:
+            await self._wait_for_room()
+        if self._failure is not None:
+            raise TransportLost(self._failure)
+
+    def _break(self, exc: BaseException) -> None:
+        self._fail(f"the connection broke: {exc}")
+
+    def _fail(self, why: str) -> None:
+        """Note that the pipe is of no use any more."""
+        if self._failure is None:
+            self._failure = why
+        self._backlog.clear()
+        self._blocked = False
+
+    @abstractmethod
+    def _can_join(self) -> bool:
+        """Whether there is something that sends at the end of the turn what is joined in it."""
+
+    @abstractmethod
+    def _flush_later(self) -> None:
+        """Have `flush` called at the end of this turn."""
+
+    @abstractmethod
+    def _block(self) -> None:
+        """Note that the socket takes no more for now."""
+
+    @abstractmethod
+    async def _wait_for_room(self) -> None:
+        """Wait until the socket may take more, and send on."""
+
+    # Ending
+
+    async def send_eof(self) -> bool:
+        """End this side's sending."""
+        await self.drain()
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            self._break(exc)
+            raise TransportLost(str(self._failure)) from exc
+        return True
+
+    async def aclose(self) -> None:
+        """Close the socket, once what was written is sent."""
+        with contextlib.suppress(TransportLost):
+            await self.drain()
+        await self.abort()
+
+    async def abort(self) -> None:
+        """Close the socket at once."""
+        if not self._closed:
+            self._closed = True
+            self._fail("the connection was closed on this side")
+            self._let_go()
+            self._sock.close()
+
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Forget the socket, which is about to be closed; whoever waits for it is told."""
+
+    # What it is
+
+    @property
+    def secure(self) -> bool:
+        """False: there is no TLS."""
+        return False
+
+    @property
+    def local_address(self) -> Address:
+        """This side's address."""
+        return self._local
+
+    @property
+    def remote_address(self) -> Address:
+        """The peer's address."""
+        return self._remote
+
+    def extra(self, attribute: Any, default: object = ...) -> Any:
+        """Return one of anyio's attributes of sockets."""
+        sock = self._sock
+        if attribute is SocketAttribute.raw_socket:
+            return sock
+        if attribute is SocketAttribute.family:
+            return sock.family
+        found: Any = None
+        if attribute is SocketAttribute.local_address:
+            found = self._local
+        elif attribute is SocketAttribute.remote_address:
+            found = self._remote
+        elif attribute is SocketAttribute.local_port and isinstance(self._local, tuple):
+            found = self._local[1]
+        elif attribute is SocketAttribute.remote_port and isinstance(self._remote, tuple):
+            found = self._remote[1]
+        if found is not None:
+            return found
+        if default is ...:
+            raise TypedAttributeLookupError("Attribute not found")
+        return default
+
+
+class AsyncioSocket(SocketTransport, PushTransport):
+    """The pipe on asyncio and uvloop: the loop itself reads, and sends what is left."""
+
+    def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
+        super().__init__(sock, early)
+        self._loop = asyncio.get_running_loop()
+        self._pace = Pace.current()
+        self._sink: Sink | None = None
+        self._reading = False
+        self._eof = False
+        # Set when something has come for `receive`, or room for `drain`.
+        self._arrived: asyncio.Event | None = None
+        self._room = anyio.Event()
+        self._in_turn = False
+        self._flush_handle: asyncio.Handle | None = None
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._sock.recv(_READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self.pause()
+            self._break(exc)
+            self._deliver(None)
+            return
+        if not data:
+            self.pause()
+            self._eof = True
+        self._deliver(data)
+
+    def _deliver(self, data: bytes | None) -> None:
+        """Hand on what has come, None for a failure."""
+        self._pace.reset()
+        if self._sink is None:
+            if data:
+                self._inbox.append(data)
+                # Nobody may be reading: no more than this is read ahead.
+                self.pause()
+            self._tell()
+            return
+        self._joining, self._in_turn = False, True
+        try:
+            if data is not None:
+                self._sink.data_received(data)
+            else:
+                self._sink.reading_failed(TransportLost(str(self._failure)))
+        finally:
+            self._in_turn = False
+        if self._backlog and not self._blocked:
+            self.flush()
+
+    def _tell(self) -> None:
+        if self._arrived is not None:
+            self._arrived.set()
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, b"" at the end."""
+        while True:
+            await self._pace.step(0)
+            if self._inbox:
+                return self._inbox.popleft()
+            if self._failure is not None:
+                raise TransportLost(self._failure)
+            if self._eof:
+                return b""
+            self.resume()
+            self._arrived = asyncio.Event()
+            await self._arrived.wait()
+
+    def start(self, sink: Sink) -> None:
+        """Hand to `sink` what comes from here on."""
+        self._sink = sink
+        while self._inbox:
+            self._deliver(self._inbox.popleft())
+        if self._failure is not None:
+            self._deliver(None)
+        elif self._eof:
+            self._deliver(b"")
+
+    def pause(self) -> None:
+        """Read nothing more for now."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+
+    def resume(self) -> None:
+        """Read on."""
+        if not (self._reading or self._eof or self._failure is not None):
+            self._reading = True
+            self._loop.add_reader(self._sock, self._on_readable)
+
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call a function with the loop's next turn."""
+        self._loop.call_soon(function)
+
+    def call_at(self, when: float, function: Callable[[], object]) -> Callable[[], object]:
+        """Call a function at a time of the loop; returns what prevents it."""
+        return self._loop.call_at(when, function).cancel
+
+    def _can_join(self) -> bool:
+        return True
+
+    def _flush_later(self) -> None:
+        if not self._in_turn and self._flush_handle is None:
+            self._flush_handle = self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._flush_handle = None
+        if not self._blocked:
+            self.flush()
+
+    def _block(self) -> None:
+        self._blocked = True
+        self._loop.add_writer(self._sock, self._on_writable)
+
+    def _on_writable(self) -> None:
+        self._blocked = False
+        self.flush()
+        if not self._blocked:
+            self._loop.remove_writer(self._sock)
+        room, self._room = self._room, anyio.Event()
+        room.set()
+
+    async def _wait_for_room(self) -> None:
+        await self._room.wait()
+
+    def _fail(self, why: str) -> None:
+        if self._blocked:
+            self._loop.remove_writer(self._sock)
+        super()._fail(why)
+        self._room.set()
+
+    def _let_go(self) -> None:
+        self.pause()
+        self._tell()
+
+
+class TrioSocket(SocketTransport):
+    """The pipe on trio: the task that wants something waits for the socket."""
+
+    def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
+        super().__init__(sock, early)
+        self._pace = Pace.current()
+        # Whether a read may find something without waiting.
+        self._ready = True
+        self._call_soon: Callable[[Callable[[], object]], None] | None = None
+        self._wait_readable, self._wait_writable = trio_waits()
+        # Set while a task waits for room, for others that do.
+        self._room: anyio.Event | None = None
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, b"" at the end."""
+        while True:
+            await self._pace.step(0)
+            if self._inbox:
+                return self._inbox.popleft()
+            if self._failure is not None:
+                raise TransportLost(self._failure)
+            if self._ready:
+                try:
+                    data = self._sock.recv(_READ_SIZE)
+                except (BlockingIOError, InterruptedError):
+                    self._ready = False
+                except OSError as exc:
+                    self._break(exc)
+                    raise TransportLost(str(self._failure)) from exc
+                else:
+                    # A whole buffer may not have been all, and an end comes again.
+                    self._ready = len(data) in (0, _READ_SIZE)
+                    return data
+            if self._backlog and not self._blocked:
+                # What was joined goes out before its task waits for the answer.
+                self.flush()
+            self._joining = False
+            await self._wait(self._wait_readable)
+            self._ready = True
+
+    async def _wait(self, wait: Callable[[socket.socket], Any]) -> None:
+        try:
+            await wait(self._sock)
+        except Exception as exc:
+            # trio's own word for a socket that was closed meanwhile.
+            raise TransportLost(self._failure or f"the connection broke: {exc}") from None
+        self._pace.reset()
+
+    def send_later(self, call_soon: Callable[[Callable[[], object]], None]) -> None:
+        """Join what is written in one turn of the loop, with `call_soon` to send it after that."""
+        self._call_soon = call_soon
+
+    def _can_join(self) -> bool:
+        return self._call_soon is not None
+
+    def _flush_later(self) -> None:
+        assert self._call_soon is not None
+        self._call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        if not self._blocked:
+            self.flush()
+
+    def _block(self) -> None:
+        self._blocked = True
+
+    async def _wait_for_room(self) -> None:
+        if self._room is not None:
+            await self._room.wait()
+            return
+        self._room = anyio.Event()
+        try:
+            await self._wait(self._wait_writable)
+            self._blocked = False
+            self.flush()
+        finally:
+            room, self._room = self._room, None
+            room.set()
+
+    def _let_go(self) -> None:
+        anyio.notify_closing(self._sock)
+
+
+async def make_transport(sock: Sock) -> Transport:
+    """Return the pipe for what a user handed in: the one place where it is chosen.
+
+    Raises:
+        TypeError: it is not a byte stream or a stream socket without TLS.
+        ValueError: the socket is not connected.
+        anyio.BusyResourceError: a task is reading from it or writing to it.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        raise TypeError(
+            "expected a socket without TLS, got an SSLSocket: wrap the stream in "
+            "anyio.streams.tls.TLSStream instead"
+        )
+    if isinstance(sock, socket.socket):
+        if sock.type != socket.SOCK_STREAM:
+            raise TypeError(f"expected a stream socket, got one of type {sock.type!r}")
+        try:
+            sock.getpeername()
+        except OSError as exc:
+            raise ValueError(f"expected a connected socket, got {sock}") from exc
+        return await open_transport(sock)
+    if isinstance(sock, (ByteStream, ObjectStream)):
+        return _take_over(sock) or StreamTransport(sock)
+    raise TypeError(f"expected an anyio byte stream or a socket, got {sock!r}")
+
+
+async def open_transport(sock: socket.socket) -> Transport:
+    """Return the pipe on a connected socket."""
+    sock.setblocking(False)
+    return _on_socket(sock) or StreamTransport(await as_stream(sock))
+
+
+async def as_stream(sock: socket.socket) -> SocketStream | UNIXSocketStream:
+    """Return anyio's stream on a connected socket."""
+    if sock.family == getattr(socket, "AF_UNIX", None):
+        return await UNIXSocketStream.from_socket(sock)
+    return await SocketStream.from_socket(sock)
+
+
+def _on_socket(sock: socket.socket, early: bytes = b"") -> SocketTransport | None:
+    """Return the pipe on a socket, None where the event loop cannot wait for one."""
+    if not running_asyncio():
+        return TrioSocket(sock, early)
+    # Windows' proactor loop has no readers.
+    if type(asyncio.get_running_loop()).add_reader is asyncio.AbstractEventLoop.add_reader:
+        return None
+    return AsyncioSocket(sock, early)
+
+
+def _take_over(found: object) -> SocketTransport | None:
+    """Return the pipe on a stream's socket, with what the stream has read; None if it cannot be.
+
+    anyio has no public way to get at that, so where a stream is built otherwise than expected,
+    it is used as it is.
+    """
+    if not isinstance(found, (SocketStream, UNIXSocketStream)):
+        return None
+    stream: Any = found
+    try:
+        if stream._receive_guard._guarded or stream._send_guard._guarded:
+            raise anyio.BusyResourceError("using")
+        transport = getattr(stream, "_transport", None)
+        early = b""
+        if transport is not None:
+            protocol = stream._protocol
+            if transport.is_closing() or protocol.exception or transport.get_write_buffer_size():
+                return None
+            early = b"".join(protocol.read_queue)
+        raw = stream.extra(SocketAttribute.raw_socket)
+        if raw.fileno() < 0:
+            return None
+        # Its own descriptor, for the stream's is about to be closed.
+        sock = socket.socket(fileno=os.dup(raw.fileno()))
+    except (AttributeError, OSError):
+        return None
+    sock.setblocking(False)
+    taken = _on_socket(sock, early)
+    if taken is None:
+        sock.close()
+        return None
+    if transport is not None:
+        protocol.read_queue.clear()
+        transport.abort()
+    else:
+        getattr(stream, "_trio_socket", raw).close()
+    stream._closed = stream._closing = True
+    return taken
