@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from asyncwebsockets import Settings
+
 from .host import serve_app
 from .lifespan import LifespanFailed
 
@@ -39,6 +41,17 @@ _FAILED = 1
 _NOT_STARTED = 3
 
 _BACKLOG = 65_535
+
+# The options that each of several processes gets as they are.
+_FORWARDED = (
+    "loop",
+    "root_path",
+    "lifespan",
+    "drain_timeout",
+    "log_level",
+    "ssl_certfile",
+    "ssl_keyfile",
+)
 
 # A worker that lived shorter than that many seconds is given a pause before the next.
 _SHORT_LIFE = 1.0
@@ -77,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ssl-keyfile", help="its private key (PEM), if that is another file")
     parser.add_argument("--lifespan", choices=["auto", "on", "off"], default="auto")
     parser.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=Settings().drain_timeout,
+        metavar="SECONDS",
+        help="what the application has to end when it is to close; %(default)s by default",
+    )
+    parser.add_argument(
         "--reload",
         action="store_true",
         help="start anew when a Python file below this directory changes (needs watchfiles)",
@@ -106,8 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=options.log_level.upper(), format="%(asctime)s %(process)d %(levelname)s %(message)s"
     )
     try:
-        # Whatever is wrong with the files is said here, once.
+        # Whatever is wrong with the files and numbers is said here, once.
         _tls(options)
+        _settings(options)
         if options.workers > 1 or options.reload:
             return anyio.run(_Parent(options).run)
         return _serve(options)
@@ -155,6 +176,10 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
     return context
 
 
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(drain_timeout=options.drain_timeout)
+
+
 async def _run(app: Application, options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT, then drain; at a second one, wait no longer."""
     context = _tls(options)
@@ -175,6 +200,7 @@ async def _run(app: Application, options: argparse.Namespace) -> int:
                     ssl=context,
                     root_path=options.root_path,
                     lifespan=options.lifespan,
+                    settings=_settings(options),
                     task_status=task_status,
                 )
                 tasks.cancel_scope.cancel()
@@ -295,7 +321,7 @@ class _Parent:
         options = self._options
         command = [sys.executable, "-m", "asgi_bridge", options.app, "--supervised"]
         command += [f"--fd={sock.fileno()}" for sock in sockets]
-        for name in ("loop", "root_path", "lifespan", "log_level", "ssl_certfile", "ssl_keyfile"):
+        for name in _FORWARDED:
             value = getattr(options, name)
             if value is not None:
                 command.append(f"--{name.replace('_', '-')}={value}")

@@ -138,3 +138,36 @@ LOSSES: dict[str, Losses] = {
         "the_handler_closes_with_a_reason": {"handler.reason": ""},
     },
 }
+
+# What both sides see when their server is told to end (SIGTERM): how the client's connection
+# ended, and the handler's note. Where that is decided by which process is faster, all there is.
+_CANCELLED = [{"client.close": 1001, "handler.code": None, "handler.raised": "cancellation"}]
+_ENDED_BY_THE_SERVER = [
+    {"client.close": 1012, "handler.code": 1012, "handler.raised": "ConnectionClosedOK"}
+]
+_CUT = [{"client.close": "none"}]
+
+#: By server, and by what the handler does meanwhile.
+ENDINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
+    **{
+        name: {"receives": _CANCELLED, "ignores": _CANCELLED}
+        for name in ("hypercorn-asyncio", "hypercorn-uvloop", "hypercorn-trio", "anycorn")
+    },
+    **{
+        name: {
+            "receives": _ENDED_BY_THE_SERVER,
+            "ignores": [
+                {"client.close": 1012, "handler.code": None, "handler.raised": "cancellation"}
+            ],
+        }
+        for name in ("uvicorn-websockets-sansio", "uvicorn-wsproto", "asgi-bridge")
+    },
+    "daphne": {"receives": _CUT, "ignores": _CUT},
+    "granian": {
+        "receives": [
+            *_CUT,
+            {"client.close": "none", "handler.code": 1005, "handler.raised": "ConnectionClosedOK"},
+        ],
+        "ignores": _CUT,
+    },
+}

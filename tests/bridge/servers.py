@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 APPLICATION = "tests.bridge.app:application"
@@ -38,7 +39,10 @@ SERVERS = [
 SERVERS += [
     AsgiServer(
         f"uvicorn-{name}",
-        ("uvicorn", "--ws", name, "--host", "127.0.0.1", "--port", "{port}", "{app}"),
+        (
+            *("uvicorn", "--ws", name, "--host", "127.0.0.1", "--port", "{port}"),
+            *("--timeout-graceful-shutdown", "1", "{app}"),
+        ),
     )
     for name in ("websockets-sansio", "wsproto")
 ]
@@ -50,8 +54,21 @@ SERVERS += [
         "granian",
         ("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}", "{app}"),
     ),
-    AsgiServer("anycorn", ("anycorn", "-b", "127.0.0.1:{port}", "{app}")),
+    AsgiServer(
+        "anycorn", ("anycorn", "-b", "127.0.0.1:{port}", "--graceful-timeout", "1", "{app}")
+    ),
 ]
+
+#: Our own, for what happens to a process.
+OURS = AsgiServer("asgi-bridge", ("asgi_bridge", "--port={port}", "--drain-timeout=1", "{app}"))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server's process, and where it listens."""
+
+    process: subprocess.Popen[bytes]
+    port: int
 
 
 class Fleet:
@@ -67,13 +84,15 @@ class Fleet:
         key = server.name, app
         if key not in self._ports:
             log = self._logs / f"{server.name}-{len(self._ports)}.log"
-            self._ports[key] = self._stack.enter_context(running(server, log, app))
+            self._ports[key] = self._stack.enter_context(running(server, log, app)).port
         return self._ports[key]
 
 
 @contextmanager
-def running(server: AsgiServer, log: Path, app: str) -> Iterator[int]:
-    """Run a server; gives its port."""
+def running(
+    server: AsgiServer, log: Path, app: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """Run a server, and end it with all its processes."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -82,21 +101,23 @@ def running(server: AsgiServer, log: Path, app: str) -> Iterator[int]:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             _wait(process, port, log)
-            yield port
+            yield Running(process, port)
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            # Some have processes of their own, which may outlive them.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

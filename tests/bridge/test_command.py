@@ -54,7 +54,7 @@ class Command:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(15)
 
 
 @contextmanager
@@ -100,6 +100,14 @@ async def test_a_second_signal_waits_no_longer() -> None:
             command.process.send_signal(signal.SIGTERM)
             await ws.wait_closed()
             assert ws.close_code == 1012
+            assert await anyio.to_thread.run_sync(command.end) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_how_long_an_application_has_to_end(workers: int) -> None:
+    with running("--port=0", "--drain-timeout=0", f"--workers={workers}") as command:
+        async with connected(f"{command.url()}/stuck"):
+            # By default, this would take longer than may be waited here.
             assert await anyio.to_thread.run_sync(command.end) == 0
 
 
@@ -229,6 +237,7 @@ async def test_reload(tmp_path: Path) -> None:
         (["tests.bridge.commanded:fails", "--port=0"], 3, "did not start: no database"),
         (["tests.bridge.commanded:fails", "--port=0", "--workers=2"], 3, "no database"),
         ([APPLICATION, "--ssl-certfile=nowhere.pem"], 1, "No such file"),
+        ([APPLICATION, "--drain-timeout=-1", "--workers=2"], 1, "drain_timeout of 0 or more"),
         ([APPLICATION, "--host=256.0.0.1"], 1, ""),
     ],
 )
