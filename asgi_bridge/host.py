@@ -65,10 +65,9 @@ class Connection:
 
     def __init__(self, request: Request) -> None:
         self.scope: anyio.CancelScope = anyio.CancelScope()
-        #: What the application raised.
-        self.error: Exception | None = None
         #: Set when the application has ended.
         self.ended: anyio.Event = anyio.Event()
+        self._error: Exception | None = None
         self._request = request
         self._phase = Phase.CONNECTING
         self._connect_received = False
@@ -89,7 +88,7 @@ class Connection:
             with self.scope:
                 await app(scope, self.receive, self.send)
         except Exception as exc:
-            self.error = exc
+            self._error = exc
         finally:
             if self._pieces is not None:
                 self._pieces.close()
@@ -107,9 +106,9 @@ class Connection:
         if self._decision is not None:
             return self._decision
         self._settled.set()
-        if self.error is not None:
-            raise self.error
-        raise RuntimeError("the application returned without answering the handshake")
+        raise self.take_error() or RuntimeError(
+            "the application returned without answering the handshake"
+        )
 
     def opened(self, websocket: Websocket) -> None:
         """Note that the handshake has led to a connection."""
@@ -119,6 +118,11 @@ class Connection:
     def lost(self) -> None:
         """Note that the handshake has not."""
         self._settled.set()
+
+    def take_error(self) -> Exception | None:
+        """Return what the application raised to the first who asks, so that it is told once."""
+        error, self._error = self._error, None
+        return error
 
     @property
     def gone(self) -> bool:
@@ -239,7 +243,9 @@ class Connection:
             async for piece in pieces:
                 yield piece
         if self._phase is not Phase.CLOSED:
-            raise self.error or RuntimeError("the application returned in the middle of a body")
+            raise self.take_error() or RuntimeError(
+                "the application returned in the middle of a body"
+            )
 
     def _decide(self, decision: AcceptConnection | Reject) -> None:
         self._decision = decision
@@ -283,9 +289,8 @@ class Host:
     async def _run(self, connection: Connection, scope: Scope) -> None:
         try:
             await connection.run(self._app, scope)
-            error = connection.error
-            if error is not None and connection.gone and not _is_disconnection(error):
-                logger.error("the application failed without a connection", exc_info=error)
+            if connection.gone:
+                _log_failure(connection)
         finally:
             self._running -= 1
             self._idle.set()
@@ -312,6 +317,8 @@ class Host:
         connection = self._connections.pop(id(request), None)
         if connection is not None:
             connection.lost()
+            if connection.ended.is_set():
+                _log_failure(connection)
 
     async def handler(self, websocket: Websocket) -> None:
         """Hand the application its connection, and wait until it has ended.
@@ -326,13 +333,20 @@ class Host:
         except anyio.get_cancelled_exc_class():
             connection.scope.cancel()
             raise
-        error = connection.error
+        error = connection.take_error()
         if error is None:
             return
         if _is_disconnection(error):
             logger.debug("the application ended with the connection of %r: %s", websocket, error)
         else:
             raise error
+
+
+def _log_failure(connection: Connection) -> None:
+    """Log what the application raised when there is no connection to be ended by it."""
+    error = connection.take_error()
+    if error is not None and not _is_disconnection(error):
+        logger.error("the application failed without a connection", exc_info=error)
 
 
 def _is_disconnection(error: BaseException) -> bool:

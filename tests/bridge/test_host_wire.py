@@ -15,7 +15,7 @@ from asyncwebsockets import Deflate, Settings, open_websocket_client
 from ..conftest import cut
 from ..frames import KEY, close_payload, frame
 from .scenarios import Raw
-from .wire import Application, connected, in_memory, on_tcp
+from .wire import ACCEPT, Application, connected, in_memory, on_tcp
 
 if TYPE_CHECKING:
     from .wire import Carrier
@@ -125,6 +125,28 @@ async def test_what_comes_behind_the_request_is_delivered(carrier: Carrier) -> N
         await app.ended.wait()
     assert app.received == ["early", b"\x00"]
     assert app.end == (4000, "")
+
+
+@pytest.mark.parametrize("error", [LookupError, ClientDisconnected])
+async def test_a_failure_in_a_handshake_that_is_lost_is_logged_once(
+    error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        # The answer is given, and what becomes of it not waited for.
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await send(ACCEPT)
+        raise error
+
+    async with in_memory(app) as connect:
+        stream = await connect()
+        # The answer finds nobody; that the client is still sending keeps it from being noticed.
+        await stream.receive_stream.aclose()
+        await stream.send(request())
+        await anyio.wait_all_tasks_blocked()
+        await cut(stream)
+    logged = [record.exc_info for record in caplog.records if record.levelname == "ERROR"]
+    assert [info and info[0] for info in logged] == [LookupError][: error is LookupError]
 
 
 # Messages
