@@ -53,8 +53,11 @@ _FORWARDED = (
     "ssl_keyfile",
 )
 
-# A worker that lived shorter than that many seconds is given a pause before the next.
-_SHORT_LIFE = 1.0
+# The seconds before a process that has died is replaced: at once, then longer each time, until
+# one has lived long enough to say that it works.
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+_LONG_LIFE = 60.0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -328,6 +331,7 @@ class _Parent:
         return command
 
     async def _keep_running(self, sockets: Sequence[socket.socket]) -> None:
+        pause = 0.0
         while not self._closing:
             started = anyio.current_time()
             process = await anyio.open_process(
@@ -353,9 +357,17 @@ class _Parent:
                 self._failed = True
                 self._close(signal.SIGTERM)
             else:
-                logger.error("process %d ended with status %d", process.pid, status)
-                if anyio.current_time() - started < _SHORT_LIFE:
-                    await anyio.sleep(_SHORT_LIFE)
+                if anyio.current_time() - started >= _LONG_LIFE:
+                    pause = 0.0
+                logger.error(
+                    "process %d ended with status %d; the next one starts in %g s",
+                    process.pid,
+                    status,
+                    pause,
+                )
+                with anyio.move_on_after(pause):
+                    await self._changed.wait()
+                pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
 
     async def _forward(self, signals: AsyncIterator[signal.Signals]) -> None:
         async for number in signals:
