@@ -209,14 +209,19 @@ async def _run(app: Application, options: argparse.Namespace) -> int:
                 tasks.cancel_scope.cancel()
 
             async def close_when_told() -> None:
-                grace: Any = ...
+                told = False
                 async for number in signals:
                     logger.info("%s: closing", number.name)
                     if server is None:
                         tasks.cancel_scope.cancel()
                         return
-                    tasks.start_soon(functools.partial(server.close, grace=grace))
-                    grace = 0
+                    if told:
+                        # The lifespan's end is not waited for either.
+                        await server.close(grace=0)
+                        tasks.cancel_scope.cancel()
+                        return
+                    told = True
+                    tasks.start_soon(server.close)
 
             tasks.start_soon(close_when_told)
             try:

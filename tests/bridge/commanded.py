@@ -36,3 +36,11 @@ async def fails(scope: Any, receive: Any, send: Any) -> None:
 async def hangs(scope: Any, receive: Any, send: Any) -> None:
     print("starting", file=sys.stderr, flush=True)
     await anyio.sleep_forever()
+
+
+async def hangs_at_the_end(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    print("ending", file=sys.stderr, flush=True)
+    await anyio.sleep_forever()

@@ -117,6 +117,16 @@ async def test_a_startup_that_takes_too_long_can_be_ended() -> None:
         assert command.end() == 0
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+async def test_a_shutdown_that_takes_too_long_can_be_ended(loop: str) -> None:
+    app = "tests.bridge.commanded:hangs_at_the_end"
+    with running("--port=0", f"--loop={loop}", app=app) as command:
+        command.url()
+        command.process.send_signal(signal.SIGTERM)
+        command.read("ending")
+        assert command.end() == 0
+
+
 async def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running(f"--uds={path}") as command:

@@ -139,7 +139,7 @@ async def test_a_failure_in_a_handshake_that_is_lost_is_logged_once(
         raise error
 
     async with in_memory(app) as connect:
-        stream = await connect()
+        stream: Any = await connect()
         # The answer finds nobody; that the client is still sending keeps it from being noticed.
         await stream.receive_stream.aclose()
         await stream.send(request())

@@ -43,7 +43,7 @@ class Parent(command._Parent):
         return list(self._plan(len(self.starts)))
 
     @property
-    def pauses(self) -> list[float]:
+    def pauses(self) -> list[Any]:
         return [
             pytest.approx(later - earlier)
             for earlier, later in zip(self.starts, self.starts[1:], strict=False)
