@@ -1,4 +1,4 @@
-"""What the servers do otherwise than a bare socket, exactly: a server's fix fails a test.
+"""What each carrier does otherwise than TCP, exactly: a server's fix fails a test.
 
 A loss names what is noted in place of what a scenario expects: ``client.*`` is what the client
 saw, ``handler.*`` what the handler had noted.
@@ -66,7 +66,30 @@ _ALWAYS_403: Losses = {
     "the_filter_rejects_without_a_body": {"client.status": 403},
 }
 
+# ASGI has one code for both: what the server failed it for, and what the peer closed it with.
+_FAILED_BY_THE_SERVER: Losses = {
+    "the_client_breaks_the_protocol": {"handler.raised": "ConnectionClosedOK"},
+    "the_client_sends_bad_utf8": {"handler.raised": "ConnectionClosedOK"},
+    "the_client_sends_too_much": {"handler.raised": "ConnectionClosedOK"},
+}
+_NO_ADDRESSES = {"client.addresses": ["NoneType", "NoneType"]}
+
+TCP = "serve on TCP"
+UNIX = "serve on a Unix socket"
+MEMORY = "open_websocket_server on a pair in memory"
+IN_PROCESS = "WebsocketApp in open_websocket_app"
+HOSTED = "WebsocketApp in serve_app"
+
+#: By what carries the connection: our own, then the servers.
 LOSSES: dict[str, Losses] = {
+    TCP: {},
+    UNIX: {"the_handler_describes_the_request": {"client.addresses": ["str", "NoneType"]}},
+    MEMORY: {"the_handler_describes_the_request": _NO_ADDRESSES},
+    IN_PROCESS: {
+        **_FAILED_BY_THE_SERVER,
+        "the_handler_describes_the_request": _NO_ADDRESSES,
+    },
+    HOSTED: _FAILED_BY_THE_SERVER,
     "hypercorn-asyncio": _HYPERCORN,
     "hypercorn-uvloop": _HYPERCORN,
     "hypercorn-trio": _HYPERCORN,

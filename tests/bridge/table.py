@@ -19,9 +19,11 @@ HEAD = """\
 # What ASGI servers lose
 
 Written by `python -m tests.bridge.table` from what the tests assert, exactly: the same handlers
-and filters run on a bare socket and, mounted with `WebsocketApp`, under each server. An empty
-cell is the same as on a socket. What differs is given as what the client saw (`client`) or what
-the handler saw (`handler`); an end with code 1006 is a `ConnectionClosedError` for it.
+and filters run on what carries a connection here and, mounted with `WebsocketApp`, under each ASGI
+server. An empty cell is the same as on TCP. What differs is given as what the client saw
+(`client`) or what the handler saw (`handler`); an end with code 1006 is a `ConnectionClosedError`
+for it. ASGI has one code for what the server failed a connection for and for a Close of the peer:
+hence the 'ConnectionClosedOK'.
 """
 
 ENDINGS_HEAD = """\
@@ -37,14 +39,13 @@ its process ended before it saw anything.
 def table() -> str:
     packages = sorted({server.name.partition("-")[0] for server in SERVERS})
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    losses = {server.name: LOSSES[server.name] for server in SERVERS}
     scenarios = {scenario.name: scenario.name.replace("_", " ") for scenario in SCENARIOS}
     return "\n".join(
         [
             HEAD,
             f"Versions: {versions}.",
             "",
-            *rows(losses, scenarios, lambda lost: cell(lost or {})),
+            *rows(LOSSES, scenarios, lambda lost: cell(lost or {})),
             "",
             ENDINGS_HEAD,
             *rows(

@@ -23,7 +23,7 @@ from asyncwebsockets import (
 
 from ..conftest import memory_pair
 from .handlers import filter, handle
-from .losses import LOSSES, NOTHING
+from .losses import HOSTED, IN_PROCESS, LOSSES, MEMORY, NOTHING, TCP, UNIX
 from .scenarios import SCENARIOS, Client, Scenario
 from .servers import SERVERS, AsgiServer, Fleet
 from .table import PAGE, table
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
-
-# ASGI has one code for both: what the server failed it for, and what the peer closed it with.
-FAILED_BY_THE_SERVER = {
-    "the_client_breaks_the_protocol",
-    "the_client_sends_bad_utf8",
-    "the_client_sends_too_much",
-}
 
 # What the handlers and filters of the scenarios raise on purpose.
 HANDLERS_OWN = (RuntimeError, ValueError, ZeroDivisionError)
@@ -59,11 +52,11 @@ async def play(scenario: Scenario, client: Client) -> dict[str, Any]:
     return noted
 
 
-def expected(scenario: Scenario, losses: dict[str, Any] | None = None) -> dict[str, Any]:
+def expected(scenario: Scenario, carrier: str) -> dict[str, Any]:
     noted = {f"client.{name}": value for name, value in scenario.client.items()}
     for name, value in (scenario.handler or {}).items():
         noted[f"handler.{name}"] = value
-    noted.update(losses or {})
+    noted.update(LOSSES[carrier].get(scenario.name, {}))
     return {name: value for name, value in noted.items() if value != NOTHING}
 
 
@@ -79,7 +72,7 @@ async def serving(**kwargs: Any) -> AsyncGenerator[Server, None]:
 async def test_on_tcp(scenario: Scenario) -> None:
     async with serving(host="127.0.0.1", port=0) as server:
         client = Client(partial(anyio.connect_tcp, "127.0.0.1", server.port))
-        assert await play(scenario, client) == expected(scenario)
+        assert await play(scenario, client) == expected(scenario, TCP)
 
 
 @every_scenario
@@ -87,10 +80,7 @@ async def test_on_a_unix_socket(scenario: Scenario, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     async with serving(uds=path):
         client = Client(partial(anyio.connect_unix, path))
-        losses: dict[str, Any] = {}
-        if scenario.name == "the_handler_describes_the_request":
-            losses["client.addresses"] = ["str", "NoneType"]
-        assert await play(scenario, client) == expected(scenario, losses)
+        assert await play(scenario, client) == expected(scenario, UNIX)
 
 
 @every_scenario
@@ -108,10 +98,7 @@ async def test_on_a_memory_pair(scenario: Scenario) -> None:
             tasks.start_soon(run, far)
             return near
 
-        losses: dict[str, Any] = {}
-        if scenario.name == "the_handler_describes_the_request":
-            losses["client.addresses"] = ["NoneType", "NoneType"]
-        assert await play(scenario, Client(connect)) == expected(scenario, losses)
+        assert await play(scenario, Client(connect)) == expected(scenario, MEMORY)
 
 
 @every_scenario
@@ -123,12 +110,7 @@ async def test_mounted_in_process(scenario: Scenario) -> None:
             host.tasks.start_soon(connection.run)
             return connection.near
 
-        losses: dict[str, Any] = {}
-        if scenario.name == "the_handler_describes_the_request":
-            losses["client.addresses"] = ["NoneType", "NoneType"]
-        if scenario.name in FAILED_BY_THE_SERVER:
-            losses["handler.raised"] = "ConnectionClosedOK"
-        assert await play(scenario, Client(connect)) == expected(scenario, losses)
+        assert await play(scenario, Client(connect)) == expected(scenario, IN_PROCESS)
         await host.wait_idle()
 
 
@@ -138,10 +120,7 @@ async def test_mounted_in_our_own_host(scenario: Scenario) -> None:
         app = WebsocketApp(handle, filter)
         server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0))
         client = Client(partial(anyio.connect_tcp, "127.0.0.1", server.port))
-        losses: dict[str, Any] = {}
-        if scenario.name in FAILED_BY_THE_SERVER:
-            losses["handler.raised"] = "ConnectionClosedOK"
-        assert await play(scenario, client) == expected(scenario, losses)
+        assert await play(scenario, client) == expected(scenario, HOSTED)
         await server.close()
 
 
@@ -150,17 +129,16 @@ async def test_mounted_in_our_own_host(scenario: Scenario) -> None:
 @every_scenario
 async def test_mounted(server: AsgiServer, scenario: Scenario, fleet: Fleet) -> None:
     client = Client(partial(anyio.connect_tcp, "127.0.0.1", fleet.port(server)))
-    losses = LOSSES[server.name].get(scenario.name)
-    assert await play(scenario, client) == expected(scenario, losses)
+    assert await play(scenario, client) == expected(scenario, server.name)
 
 
 def test_each_loss_is_one() -> None:
     scenarios = {scenario.name: scenario for scenario in SCENARIOS}
-    for server in SERVERS:
-        for name, losses in LOSSES[server.name].items():
-            noted = expected(scenarios[name])
+    for carrier, by_scenario in LOSSES.items():
+        for name, losses in by_scenario.items():
+            noted = expected(scenarios[name], TCP)
             for key, value in losses.items():
-                assert noted.get(key, NOTHING) != value, (server.name, name, key)
+                assert noted.get(key, NOTHING) != value, (carrier, name, key)
 
 
 def test_the_table_is_up_to_date() -> None:
