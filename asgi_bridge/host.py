@@ -89,6 +89,11 @@ class Connection:
                 await app(scope, self.receive, self.send)
         except Exception as exc:
             self._error = exc
+        except BaseExceptionGroup as group:
+            # On trio, a cancellation that goes on, together with what sends then raise.
+            self._error, rest = group.split(Exception)
+            assert rest is not None
+            raise rest from None
         finally:
             if self._pieces is not None:
                 self._pieces.close()

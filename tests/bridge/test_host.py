@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
+import random
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -477,56 +477,97 @@ async def test_a_failed_connection_has_its_code(connect: Connect) -> None:
 
 async def test_receive_may_be_cancelled_at_any_time(connect: Connect) -> None:
     received: list[str] = []
+    cancelled = 0
+    rounds = random.Random(10_000)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal cancelled
         await receive()
         await send(ACCEPT)
-        for attempt in itertools.count():
-            if len(received) == 300:
-                break
-            with anyio.CancelScope() as given_up:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(give_up, given_up, attempt % 7)
-                    message = await receive()
-                    if message["text"] is not None:
-                        received.append(message["text"])
-                    tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as tasks:
+            while len(received) < 5_000:
+                with anyio.CancelScope() as given_up:
+                    tasks.start_soon(give_up, given_up, rounds.randrange(6))
+                    received.append((await receive())["text"])
+                cancelled += given_up.cancelled_caught
 
     async def give_up(scope: anyio.CancelScope, rounds: int) -> None:
         for _ in range(rounds):
             await checkpoint()
         scope.cancel()
 
+    def due() -> bool:
+        return cancelled >= 2 * sent
+
+    sent = 0
     async with connect(app, "/") as ws:
-        for number in range(300):
-            await ws.send(str(number))
-        await drained(ws)
-    assert received == [str(number) for number in range(300)]
+        while sent < 5_000:
+            await until(due)
+            await ws.send(str(sent))
+            sent += 1
+        assert await drained(ws) == ([], 1000, "")
+    assert cancelled >= 9_998
+    assert received == [str(number) for number in range(5_000)]
 
 
-async def test_many_senders_and_both_directions_at_once(connect: Connect) -> None:
+async def test_many_senders_do_not_tear_each_others_messages(connect: Connect) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+
+        async def send_many(number: int) -> None:
+            for turn in range(10):
+                size = rounds.randrange(100_000)
+                message = f"{number} {turn} {'x' * size}"
+                if turn % 2:
+                    await send({"type": "websocket.send", "text": message})
+                else:
+                    await send({"type": "websocket.send", "bytes": message.encode()})
+
+        rounds = random.Random(50)
+        async with anyio.create_task_group() as tasks:
+            for number in range(50):
+                tasks.start_soon(send_many, number)
+
+    async with connect(app, "/") as ws:
+        messages, code, _ = await drained(ws)
+        assert code == 1000
+    turns: dict[int, list[int]] = {number: [] for number in range(50)}
+    for message in messages:
+        text = message if isinstance(message, str) else message.decode()
+        number, turn, padding = text.split(" ")
+        assert set(padding) <= {"x"}
+        assert isinstance(message, str) is bool(int(turn) % 2)
+        turns[int(number)].append(int(turn))
+    assert turns == {number: list(range(10)) for number in range(50)}
+
+
+async def test_both_directions_at_once(connect: Connect) -> None:
+    # 50 MiB each way; neither side reads before it sends.
+    size, count = 2**21, 25
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send(ACCEPT)
 
-        async def send_many(letter: str) -> None:
-            for _ in range(5):
-                await send({"type": "websocket.send", "text": letter * 10_000})
+        async def push() -> None:
+            for number in range(count):
+                await send({"type": "websocket.send", "bytes": bytes([number]) * size})
 
         async with anyio.create_task_group() as tasks:
-            for letter in "abcdefghij":
-                tasks.start_soon(send_many, letter)
-            for _ in range(50):
-                assert (await receive())["bytes"] == b"x" * 100_000
+            tasks.start_soon(push)
+            for number in range(count):
+                assert (await receive())["bytes"] == bytes([number]) * size
 
     async def push(ws: Websocket) -> None:
-        for _ in range(50):
-            await ws.send(b"x" * 100_000)
+        for number in range(count):
+            await ws.send(bytes([number]) * size)
 
-    async with connect(app, "/") as ws, anyio.create_task_group() as tasks:
-        tasks.start_soon(push, ws)
-        texts = [await ws.receive_text() for _ in range(50)]
-        assert sorted(texts) == sorted(letter * 10_000 for letter in "abcdefghij" * 5)
+    async with connect(app, "/") as ws:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(push, ws)
+            for number in range(count):
+                assert await ws.receive_bytes() == bytes([number]) * size
+        assert await drained(ws) == ([], 1000, "")
 
 
 async def test_a_reader_that_does_not_read_blocks_the_sender() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
 
-from asgi_bridge import ClientDisconnected
+from asgi_bridge import ClientDisconnected, serve_app
 from asyncwebsockets import Deflate, Settings, open_websocket_client
 
-from ..conftest import cut
+from ..conftest import cut, until
 from ..frames import KEY, close_payload, frame
 from .scenarios import Raw
 from .wire import ACCEPT, Application, connected, in_memory, on_tcp
@@ -495,3 +497,55 @@ async def test_a_stalled_peer_that_resets_is_disconnected(carrier: Carrier) -> N
     assert set(app.received) <= {bytes(PIECE)}
     assert len(app.received) < MUCH
     assert app.end[0] == 1006
+
+
+# Cancellation
+
+DESCRIPTORS = Path("/proc/self/fd")
+
+
+@pytest.mark.skipif(not DESCRIPTORS.exists(), reason="this system does not list descriptors")
+async def test_a_host_that_is_cancelled_leaves_nothing() -> None:
+    running: set[str] = set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "lifespan")
+        running.add(path)
+        try:
+            if path == "lifespan":
+                await receive()
+                await send({"type": "lifespan.startup.complete"})
+            elif path != "/unanswered":
+                await send(ACCEPT)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.sleep_forever)
+                while path == "/floods":
+                    await send({"type": "websocket.send", "bytes": bytes(PIECE)})
+                while True:
+                    await receive()
+        finally:
+            running.discard(path)
+
+    def descriptors() -> int:
+        return len(list(DESCRIPTORS.iterdir()))
+
+    # What event loops open once, when it is needed first, they are to have before.
+    async with connected(on_tcp, Application()) as raw:
+        await raw.send(masked(8))
+    await all_blocked()
+    before = descriptors()
+    streams = []
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0))
+        for path in ("/waits", "/floods", "/unanswered"):
+            stream = await anyio.connect_tcp("127.0.0.1", server.port)
+            streams.append(stream)
+            await stream.send(request().replace(b" / ", f" {path} ".encode()))
+        await until(lambda: len(running) == 4)
+        await all_blocked()
+        tasks.cancel_scope.cancel()
+    assert running == set()
+    for stream in streams:
+        await cut(stream)
+    # Event loops close sockets a turn later.
+    await until(lambda: descriptors() == before)
