@@ -336,7 +336,7 @@ class WebsocketApp:
         self._filter = filter
         self._settings = settings or Settings()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Serve one connection.
 
         Raises:

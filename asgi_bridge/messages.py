@@ -43,8 +43,10 @@ __all__ = [
 #: What an ASGI application is called with.
 Scope: TypeAlias = "MutableMapping[str, Any]"
 AsgiMessage: TypeAlias = "MutableMapping[str, Any]"
-Receive: TypeAlias = "Callable[[], Awaitable[AsgiMessage]]"
-Send: TypeAlias = "Callable[[AsgiMessage], Awaitable[None]]"
+# Servers and frameworks each have a type of their own for the messages, as asgiref has; those with
+# a class for each message are not assignable to mappings, nor the other way round.
+Receive: TypeAlias = "Callable[[], Awaitable[Any]]"
+Send: TypeAlias = "Callable[[Any], Awaitable[None]]"
 
 RawHeaders: TypeAlias = "Sequence[tuple[bytes, bytes]]"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from asgiref.typing import ASGI3Application, WebSocketScope
+from asgiref.typing import WebSocketScope
 from fastapi import FastAPI
 from fastapi import WebSocket as FastApiWebSocket
 from starlette.applications import Starlette
@@ -40,7 +40,7 @@ from asyncwebsockets.events import Message
 from ..conftest import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
 
 pytestmark = pytest.mark.anyio
 
@@ -842,9 +842,3 @@ async def test_our_own_handler_in_process(connect: Connect) -> None:
     async with connect(WebsocketApp(handler), "/", lifespan="on") as ws:
         await ws.send("hello")
         assert await ws.receive_text() == "hello"
-
-
-def test_types() -> None:
-    app: Callable[[Any, Any, Any], Any] = WebsocketApp(lambda ws: ws.wait_closed())
-    typed: ASGI3Application = app
-    assert typed is app
