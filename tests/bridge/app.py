@@ -1,9 +1,36 @@
-"""The application that the servers run."""
+"""The applications that the servers run."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Mount
 
 from asgi_bridge import WebsocketApp
 
 from .handlers import filter, handle
 
+if TYPE_CHECKING:
+    from starlette.middleware.base import RequestResponseEndpoint
+    from starlette.requests import Request
+    from starlette.responses import Response
+
 application = WebsocketApp(handle, filter)
+
+
+async def dispatch(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    raise AssertionError("this is for HTTP only")
+
+
+#: The same at ``/mounted``, behind middleware.
+layered = Starlette(
+    routes=[Mount("/mounted", application)],
+    middleware=[
+        Middleware(BaseHTTPMiddleware, dispatch=dispatch),
+        Middleware(CORSMiddleware, allow_origins=["https://example.com"]),
+    ],
+)

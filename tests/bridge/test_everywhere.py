@@ -9,24 +9,22 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from asgi_bridge import WebsocketApp, serve_app
-from asgi_bridge.host import hosted
-from asgi_bridge.inprocess import MemoryConnection
 from asyncwebsockets import (
     ConnectionClosed,
     HandshakeError,
     Server,
-    Settings,
     open_websocket_server,
     serve,
 )
 
 from ..conftest import memory_pair
+from .app import application, layered
 from .handlers import filter, handle
 from .losses import HOSTED, IN_PROCESS, LOSSES, MEMORY, NOTHING, TCP, UNIX
 from .scenarios import SCENARIOS, Client, Scenario
 from .servers import SERVERS, AsgiServer, Fleet
 from .table import PAGE, table
+from .wire import in_memory, on_tcp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -101,27 +99,29 @@ async def test_on_a_memory_pair(scenario: Scenario) -> None:
         assert await play(scenario, Client(connect)) == expected(scenario, MEMORY)
 
 
+every_mount = pytest.mark.parametrize(
+    ("app", "root"),
+    [
+        pytest.param(application, "", id="bare"),
+        pytest.param(layered, "/mounted", id="behind middleware"),
+    ],
+)
+
+
+@every_mount
 @every_scenario
-async def test_mounted_in_process(scenario: Scenario) -> None:
-    async with hosted(WebsocketApp(handle, filter), root_path="", lifespan="auto") as host:
-
-        async def connect() -> Any:
-            connection = MemoryConnection(host, Settings())
-            host.tasks.start_soon(connection.run)
-            return connection.near
-
-        assert await play(scenario, Client(connect)) == expected(scenario, IN_PROCESS)
-        await host.wait_idle()
+async def test_mounted_in_process(scenario: Scenario, app: Any, root: str) -> None:
+    async with in_memory(app) as connect:
+        client = Client(connect, root)
+        assert await play(scenario, client) == expected(scenario, IN_PROCESS)
 
 
+@every_mount
 @every_scenario
-async def test_mounted_in_our_own_host(scenario: Scenario) -> None:
-    async with anyio.create_task_group() as tasks:
-        app = WebsocketApp(handle, filter)
-        server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0))
-        client = Client(partial(anyio.connect_tcp, "127.0.0.1", server.port))
+async def test_mounted_in_our_own_host(scenario: Scenario, app: Any, root: str) -> None:
+    async with on_tcp(app) as connect:
+        client = Client(connect, root)
         assert await play(scenario, client) == expected(scenario, HOSTED)
-        await server.close()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
@@ -130,6 +130,16 @@ async def test_mounted_in_our_own_host(scenario: Scenario) -> None:
 async def test_mounted(server: AsgiServer, scenario: Scenario, fleet: Fleet) -> None:
     client = Client(partial(anyio.connect_tcp, "127.0.0.1", fleet.port(server)))
     assert await play(scenario, client) == expected(scenario, server.name)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("server", SERVERS, ids=[server.name for server in SERVERS])
+async def test_mounted_behind_middleware(server: AsgiServer, fleet: Fleet) -> None:
+    port = fleet.port(server, "tests.bridge.app:layered")
+    for scenario in SCENARIOS:
+        client = Client(partial(anyio.connect_tcp, "127.0.0.1", port), "/mounted")
+        noted = await play(scenario, client)
+        assert noted == expected(scenario, server.name), scenario.name
 
 
 def test_each_loss_is_one() -> None:
