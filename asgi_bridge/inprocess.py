@@ -107,6 +107,7 @@ class MemoryConnection:
         #: The client's end.
         self.near: StapledObjectStream[bytes] = StapledObjectStream(to_server, from_server)
         self._far = StapledObjectStream(to_client, from_client)
+        self._halves = (to_client, from_client)
         self.ended: anyio.Event = anyio.Event()
         #: What the application raised.
         self.error: Exception | None = None
@@ -124,6 +125,9 @@ class MemoryConnection:
             self._host.on_handshake_error(self._request, exc)
             self.error = exc
         finally:
+            # An abort reaches only the first half of a stapled stream.
+            for half in self._halves:
+                half.close()
             self.ended.set()
 
     async def _filter(self, request: Request) -> AcceptConnection | Reject:

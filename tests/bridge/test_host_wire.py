@@ -151,6 +151,53 @@ async def test_a_failure_in_a_handshake_that_is_lost_is_logged_once(
     assert [info and info[0] for info in logged] == [LookupError][: error is LookupError]
 
 
+@pytest.mark.parametrize(
+    "message", [{"type": "websocket.send", "text": "late"}, {"type": "websocket.close"}]
+)
+async def test_nothing_can_be_sent_in_a_handshake_that_is_lost(message: dict[str, str]) -> None:
+    raised: list[Exception] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await send(ACCEPT)
+        # It is not lost yet.
+        try:
+            await send(message)
+        except ClientDisconnected as exc:
+            raised.append(exc)
+
+    async with in_memory(app) as connect:
+        stream: Any = await connect()
+        await stream.receive_stream.aclose()
+        await stream.send(request())
+        await anyio.wait_all_tasks_blocked()
+        await cut(stream)
+    assert len(raised) == 1
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_denial(carrier: Carrier) -> None:
+    raised: list[Exception] = []
+    ended = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.http.response.start", "status": 503})
+        try:
+            while True:
+                piece = {"body": bytes(PIECE), "more_body": True}
+                await send({"type": "websocket.http.response.body", **piece})
+        except ClientDisconnected as exc:
+            raised.append(exc)
+        ended.set()
+
+    async with carrier(app) as connect:
+        stream = await connect()
+        assert await Raw(stream).handshake("/") == 503
+        await cut(stream)
+        await ended.wait()
+    assert len(raised) == 1
+
+
 # Messages
 
 
