@@ -71,7 +71,7 @@ $(AUTOBAHN_ENV)/.installed: tests/autobahn/install.sh tests/autobahn/requirement
 conformance: $(VENV)/.tools $(AUTOBAHN_ENV)/.installed ## run Autobahn, one backend a role
 	$(BIN)/python tests/autobahn/run.py server-asyncio client-trio
 
-conformance-all: $(VENV)/.tools $(AUTOBAHN_ENV)/.installed ## run all of Autobahn, write results.md
+conformance-all: $(VENV)/.tools $(AUTOBAHN_ENV)/.installed ## run all of Autobahn, write its results*.md
 	$(BIN)/python tests/autobahn/run.py
 endif
 
