@@ -12,7 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -350,6 +350,9 @@ class _Parent:
                 start_new_session=True,
             )
             self._processes.add(process)
+            if self._closing:
+                # It was not there yet when the others were told.
+                self._send(signal.SIGTERM)
             async with process:
                 status = await process.wait()
             self._processes.discard(process)
@@ -381,16 +384,20 @@ class _Parent:
     def _close(self, number: signal.Signals) -> None:
         self._closing = True
         self._changed.set()
+        self._send(number)
+
+    def _send(self, number: signal.Signals) -> None:
         for process in self._processes:
-            process.send_signal(number)
+            # One may have ended by itself.
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
 
     async def _watch(self, awatch: Any) -> None:
         python_files = _import_watchfiles().PythonFilter()
         async for _ in awatch(os.getcwd(), watch_filter=python_files):
             logger.info("a file has changed: starting anew")
             self._changed.set()
-            for process in self._processes:
-                process.terminate()
+            self._send(signal.SIGTERM)
 
 
 def _bind_unix(path: str, stack: ExitStack) -> socket.socket:

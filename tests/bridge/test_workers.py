@@ -108,3 +108,23 @@ async def test_a_pause_ends_when_the_command_is_to_close() -> None:
         parent._close(signal.SIGTERM)
     assert trio.current_time() == closed
     assert len(parent.starts) == 8
+
+
+async def test_a_process_that_starts_while_the_command_closes_is_ended() -> None:
+    def plan(number: int) -> list[str]:
+        parent._close(signal.SIGTERM)
+        return LIVES
+
+    parent = Parent(plan)
+    await parent._keep_running([])
+    assert len(parent.starts) == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_a_process_that_has_ended_need_not_be_told() -> None:
+    parent = Parent(lambda number: DIES)
+    async with await anyio.open_process(DIES) as process:
+        await process.wait()
+        parent._processes.add(process)
+        parent._close(signal.SIGTERM)
+    assert process.returncode == 7
