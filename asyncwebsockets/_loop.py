@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -45,13 +46,17 @@ def _asyncio_look() -> Callable[[], bool]:
     from anyio._backends import _asyncio as backend
 
     states: dict[Any, Any] = backend._task_states.data  # type: ignore[attr-defined]
-    current_task = asyncio.current_task
+    loop = asyncio.get_running_loop()
+    current: Callable[[Any], Any] = asyncio.current_task
+    if isinstance(current, FunctionType):
+        # What that looks into, before it was written in C.
+        current = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
     scope: Any = anyio.CancelScope()
     # That they are there is all there is to see.
     (scope._cancel_called, scope._shield, scope._parent_scope)  # noqa: B018
 
     def look() -> bool:
-        task = current_task()
+        task = current(loop)
         state = states.get(ref(task)) if task is not None else None
         scope = state.cancel_scope if state is not None else None
         while scope is not None:

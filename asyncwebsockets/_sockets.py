@@ -54,6 +54,8 @@ class SocketTransport(Transport):
 
     def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
         self.pieces_sent: int = 0
+        # Whether the socket takes no more for now, or is broken.
+        self.clogged: bool = False
         self._sock = sock
         self._inbox: deque[bytes] = deque([early] if early else [])
         self._failure: str | None = None
@@ -62,7 +64,7 @@ class SocketTransport(Transport):
         self._backlog: deque[bytes | memoryview] = deque()
         self._written = 0
         self._sent = 0
-        #: Whether the socket took less than it was given.
+        # Whether the socket took less than it was given.
         self._blocked = False
         # Whether something was sent in this turn, so that what follows is joined.
         self._joining = False
@@ -161,11 +163,6 @@ class SocketTransport(Transport):
         return bool(self._backlog)
 
     @property
-    def clogged(self) -> bool:
-        """Whether the socket takes no more for now, or is broken."""
-        return self._blocked or self._failure is not None
-
-    @property
     def broken(self) -> bool:
         """Whether nothing can be sent any more."""
         return self._failure is not None
@@ -189,6 +186,7 @@ class SocketTransport(Transport):
             self._failure = why
         self._backlog.clear()
         self._blocked = False
+        self.clogged = True
 
     @abstractmethod
     def _can_join(self) -> bool:
@@ -198,9 +196,15 @@ class SocketTransport(Transport):
     def _flush_later(self) -> None:
         """Have `flush` called at the end of this turn."""
 
-    @abstractmethod
     def _block(self) -> None:
         """Note that the socket takes no more for now."""
+        self._blocked = self.clogged = True
+
+    def _unblock(self) -> None:
+        """Send on."""
+        self._blocked = False
+        self.clogged = self._failure is not None
+        self.flush()
 
     @abstractmethod
     async def _wait_for_room(self) -> None:
@@ -300,29 +304,31 @@ class AsyncioSocket(SocketTransport, PushTransport):
         except OSError as exc:
             self.pause()
             self._break(exc)
-            self._deliver(None)
-            return
-        if not data:
-            self.pause()
-            self._eof = True
+            data = None
+        else:
+            if not data:
+                self.pause()
+                self._eof = True
         self._deliver(data)
 
     def _deliver(self, data: bytes | None) -> None:
         """Hand on what has come, None for a failure."""
         self._pace.reset()
-        if self._sink is None:
+        sink = self._sink
+        if sink is None:
             if data:
                 self._inbox.append(data)
                 # Nobody may be reading: no more than this is read ahead.
                 self.pause()
             self._tell()
             return
-        self._joining, self._in_turn = False, True
+        self._joining = False
+        self._in_turn = True
         try:
             if data is not None:
-                self._sink.data_received(data)
+                sink.data_received(data)
             else:
-                self._sink.reading_failed(TransportLost(str(self._failure)))
+                sink.reading_failed(TransportLost(str(self._failure)))
         finally:
             self._in_turn = False
         if self._backlog and not self._blocked:
@@ -389,12 +395,11 @@ class AsyncioSocket(SocketTransport, PushTransport):
             self.flush()
 
     def _block(self) -> None:
-        self._blocked = True
+        super()._block()
         self._loop.add_writer(self._sock, self._on_writable)
 
     def _on_writable(self) -> None:
-        self._blocked = False
-        self.flush()
+        self._unblock()
         if not self._blocked:
             self._loop.remove_writer(self._sock)
         room, self._room = self._room, anyio.Event()
@@ -477,9 +482,6 @@ class TrioSocket(SocketTransport):
         if not self._blocked:
             self.flush()
 
-    def _block(self) -> None:
-        self._blocked = True
-
     async def _wait_for_room(self) -> None:
         if self._room is not None:
             await self._room.wait()
@@ -487,8 +489,7 @@ class TrioSocket(SocketTransport):
         self._room = anyio.Event()
         try:
             await self._wait(self._wait_writable)
-            self._blocked = False
-            self.flush()
+            self._unblock()
         finally:
             room, self._room = self._room, None
             room.set()

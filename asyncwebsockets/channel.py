@@ -27,7 +27,7 @@ from .pace import Pace
 from .transport import IDLE_DRAIN, PushTransport, Sink, TransportLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from wsproto.extensions import Extension
 
@@ -107,10 +107,26 @@ class Channel(ABC):
             ConnectionClosed: there is no more; which one says how the connection ended.
         """
 
+    def take_message(self, limit: int) -> Event | None:
+        """Return the next message if it is there whole, None if `receive` is to be asked.
+
+        It has `limit` bytes at most, nobody else is to be given way to, and nothing is received
+        if None is returned.
+        """
+        return None
+
     @property
     def announced(self) -> int:
         """The bytes that the frame of the piece last received is still to bring, if known."""
         return 0
+
+    def begin_send(self, data: str | bytes) -> Awaitable[None] | None:
+        """Send a message as far as that needs no waiting; return what to await for the rest.
+
+        Raises:
+            ValueError: text that cannot be expressed in UTF-8; nothing was sent.
+        """
+        return self.send(data, True)
 
     @abstractmethod
     async def send(self, data: str | bytes, final: bool) -> None:
@@ -283,6 +299,9 @@ class WireChannel(Channel, Supervised, Sink):
         # Events and their costs.
         self._queue: deque[tuple[Event, int]] = deque()
         self._queued = 0
+        self._most_queued = (
+            sys.maxsize if settings.max_read_ahead is None else settings.max_read_ahead
+        )
         self._control_events = 0
         self._undecoded = True
         # The rule that the peer broke behind the events queued; their receiver has a moment to
@@ -367,14 +386,31 @@ class WireChannel(Channel, Supervised, Sink):
     def _receivable(self) -> bool:
         return bool(self._queue) or self._ended or self._closed_locally
 
+    def take_message(self, limit: int) -> Event | None:
+        """Return the next message if it is there whole, None if `receive` is to be asked."""
+        if not self._queue:
+            return None
+        event: Any
+        event, cost = self._queue[0]
+        if (
+            # A ping or pong costs nothing.
+            not cost
+            or cost > limit
+            or not event.message_finished
+            or not event.frame_finished
+            or self._pace.due(cost)
+        ):
+            return None
+        return self._pop()
+
     def _pop(self) -> Event:
         event, cost = self._queue.popleft()
-        stalled = self._full
-        if isinstance(event, (Ping, Pong)):
+        if not cost:
             self._control_events -= 1
-        else:
-            self._queued -= cost
-        if stalled and not self._full:
+            return event
+        queued = self._queued
+        self._queued = queued - cost
+        if queued >= self._most_queued > self._queued:
             self._stalled = True
             if self._push is not None:
                 self._decode_on()
@@ -392,8 +428,7 @@ class WireChannel(Channel, Supervised, Sink):
 
     @property
     def _full(self) -> bool:
-        limit = self.settings.max_read_ahead
-        return limit is not None and self._queued >= limit
+        return self._queued >= self._most_queued
 
     # Reading
 
@@ -460,13 +495,13 @@ class WireChannel(Channel, Supervised, Sink):
             self._decode_on()
         else:
             self._lost("the peer ended the connection without a Close")
-        self._announce_turn(resume=True)
+        self._announce_reading()
 
     def reading_failed(self, error: TransportLost) -> None:
         """Note that a pipe which reads by itself broke."""
         self._eof = True
         self._lost(str(error))
-        self._announce_turn(resume=True)
+        self._announce_reading()
 
     def _decode_on(self) -> None:
         """Decode what a pipe has read by itself, and have it read on if there is room."""
@@ -479,20 +514,23 @@ class WireChannel(Channel, Supervised, Sink):
                 logger.exception("internal error behind %r", self.request)
                 self._fail(1011, "internal error")
         self._regulate()
+        if not self._undecoded:
+            return
         if self._violation is not None and self._supervisor is not None:
             self._supervisor.look_soon()
-        elif self._undecoded and not (self._ended or self._stuck):
+        elif not (self._ended or self._stuck):
             self._push.call_soon(self._decode_later)
 
     def _decode_later(self) -> None:
         if self._undecoded:
             self._decode_on()
-            self._announce_turn(resume=True)
+            self._announce_reading()
 
     def _regulate(self) -> None:
         """Have a pipe that reads by itself do that only while there is room."""
         if self._push is not None:
-            if self._stuck or (self._undecoded and not self._ended):
+            # Where all was decoded, there is room.
+            if self._eof if self._ended else self._undecoded:
                 self._push.pause()
             else:
                 self._push.resume()
@@ -546,28 +584,30 @@ class WireChannel(Channel, Supervised, Sink):
             if scope.cancelled_caught and self._failure is not None:
                 self._record(1011, "keepalive: the peer does not read")
 
-    def _announce_turn(self, *, resume: bool = False) -> None:
-        """Tell those who wait that there may be something for them; `resume` in a callback."""
+    def _announce_turn(self) -> None:
+        """Tell those who wait that there may be something for them."""
         if self._waiting:
             turn, self._turn = self._turn, anyio.Event()
             turn.set()
-        if self._receiver is not None and not self._receiver.done():
-            if not resume:
-                self._receiver.wake()
-            elif self._receivable():
-                self._receiver.resume()
+        if self._receiver is not None:
+            self._receiver.wake()
+
+    def _announce_reading(self) -> None:
+        """Tell the same from a callback of the loop, and have who receives go on at once."""
+        if self._receiver is not None and self._receivable():
+            self._receiver.resume()
+        if self._waiting:
+            self._announce_turn()
 
     def _decode(self) -> None:
         """Turn what was read into events, as far as there is room for them, for a while."""
         self._undecoded = True
-        limit = self.settings.max_read_ahead
         for _ in range(_MAX_BATCHES):
-            if self._ended or self._full:
+            room = self._most_queued - self._queued
+            if self._ended or room <= 0:
                 return
             try:
-                events, cost = self._codec.next_events(
-                    sys.maxsize if limit is None else limit - self._queued
-                )
+                events, cost = self._codec.next_events(room)
             except CodecError as exc:
                 self._violation = exc
                 if not self._queue:
@@ -645,6 +685,15 @@ class WireChannel(Channel, Supervised, Sink):
         self._fail(violation.code, violation.reason)
 
     # Sending
+
+    def begin_send(self, data: str | bytes) -> Awaitable[None] | None:
+        """Send a message as far as that needs no waiting; return what to await for the rest."""
+        transport = self._transport
+        clear = not (transport.clogged or self._pongs)
+        if not clear or self._state is not ConnectionState.OPEN:
+            return self.send(data, True)
+        transport.write(self._codec.encode_message(data, True))
+        return self._drain() if transport.clogged else None
 
     async def send(self, data: str | bytes, final: bool) -> None:
         """Send a message or a piece of one; wait while the peer does not read."""

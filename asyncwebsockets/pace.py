@@ -14,6 +14,9 @@ _MAX_OPERATIONS = 64
 _MAX_BYTES = 64 * 1024
 _MAX_SECONDS = 0.001
 
+# What an operation counts for in bytes at least, so that one account keeps both limits.
+_MIN_BYTES = _MAX_BYTES // _MAX_OPERATIONS
+
 
 class Pace:
     """Looks for cancellation at each step, and yields to the scheduler often enough.
@@ -25,7 +28,7 @@ class Pace:
     ``if pace.due(size): await pace.give_way()``
     """
 
-    __slots__ = ("_bytes", "_cancelled", "_operations", "_since")
+    __slots__ = ("_cancelled", "_left", "_until")
 
     def __init__(self) -> None:
         self._cancelled = cancellation_look()
@@ -43,20 +46,13 @@ class Pace:
 
     def reset(self) -> None:
         """Start anew: the scheduler has run."""
-        self._operations = 0
-        self._bytes = 0
-        self._since = perf_counter()
+        self._left = _MAX_BYTES
+        self._until = perf_counter() + _MAX_SECONDS
 
     def due(self, size: int) -> bool:
         """Count an operation on `size` bytes; whether a checkpoint is due before it."""
-        self._operations += 1
-        self._bytes += size
-        return (
-            self._operations >= _MAX_OPERATIONS
-            or self._bytes >= _MAX_BYTES
-            or perf_counter() - self._since >= _MAX_SECONDS
-            or self._cancelled()
-        )
+        self._left -= size if size > _MIN_BYTES else _MIN_BYTES
+        return self._left <= 0 or perf_counter() >= self._until or self._cancelled()
 
     async def give_way(self) -> None:
         """Yield to the scheduler, and see a cancellation."""

@@ -54,6 +54,9 @@ class Transport(ABC):
     #: Counts the pieces that went out, so that progress can be told from a stall.
     pieces_sent: int
 
+    #: Whether `drain` is to be called before more is written.
+    clogged: bool
+
     @abstractmethod
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end. Cancelling it loses nothing.
@@ -70,11 +73,6 @@ class Transport(ABC):
     @abstractmethod
     def unsent(self) -> bool:
         """Whether bytes were taken that are not sent yet."""
-
-    @property
-    @abstractmethod
-    def clogged(self) -> bool:
-        """Whether `drain` is to be called before more is written."""
 
     @property
     @abstractmethod
@@ -232,6 +230,8 @@ class StreamTransport(Transport):
         read_on_demand(stream)
         self._pace = Pace.current()
         self.pieces_sent: int = 0
+        # Nothing is sent without `drain`.
+        self.clogged: bool = False
         self._stream = stream
         self._closed = False
         self._taken: list[bytes] = []
@@ -292,15 +292,11 @@ class StreamTransport(Transport):
         """Take bytes to be sent with the next `drain`."""
         self._taken.append(data)
         self._taken_total += len(data)
+        self.clogged = True
 
     @property
     def unsent(self) -> bool:
         """Whether bytes were taken that are not sent yet."""
-        return self._sent_total < self._taken_total
-
-    @property
-    def clogged(self) -> bool:
-        """Whether there is something to drain: nothing is sent without."""
         return self._sent_total < self._taken_total
 
     @property
@@ -329,6 +325,7 @@ class StreamTransport(Transport):
                     await self._call(self._stream.send, data[start : start + _MAX_PIECE])
                     self.pieces_sent += 1
             self._sent_total += len(data)
+            self.clogged = self._sent_total < self._taken_total
         except TransportLost as exc:
             self._failure = str(exc)
             raise

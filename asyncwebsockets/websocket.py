@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -29,7 +29,7 @@ if sys.version_info < (3, 11):
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
     from types import TracebackType
 
     from wsproto.extensions import Extension
@@ -44,6 +44,9 @@ Data: TypeAlias = "str | bytes | bytearray | memoryview[Any]"
 
 # Pieces shorter than that are joined to longer ones, that many at a time.
 _SHORT = 1024
+
+# The class in common would have isinstance go the long way of abstract classes.
+_MESSAGES: tuple[type[Message[Any]], ...] = (BytesMessage, TextMessage)
 
 # They say how a connection ended and are not sent (RFC 6455 section 7.4.1).
 _UNSENDABLE_CODES = (1005, 1006, 1015)
@@ -81,6 +84,10 @@ class Websocket:
         self._receiving = False
         # Whether the pieces still to come belong to a message that was left half read.
         self._skipping = False
+        # Whether the next message can be taken as it is: none of the three above is the case.
+        self._idle = True
+        limit = channel.settings.max_message_size
+        self._limit = sys.maxsize if limit is None else limit
         # The task that has begun a fragmented message, its kind, and the event of its end.
         self._owner: int | None = None
         self._fragments: type[TextMessage | BytesMessage] | None = None
@@ -171,8 +178,11 @@ class Websocket:
         return self
 
     async def __anext__(self) -> Event:
+        event = self._channel.take_message(self._limit) if self._idle else None
+        if event is not None:
+            return event
         try:
-            return await self.receive()
+            return await self._receive()
         except ConnectionClosedOK:
             raise StopAsyncIteration from None
         except ConnectionClosedLocally:
@@ -192,17 +202,23 @@ class Websocket:
             ConnectionClosedLocally: this side has closed the connection.
             anyio.BusyResourceError: another task is receiving.
         """
-        with self._receiver():
+        event = self._channel.take_message(self._limit) if self._idle else None
+        return await self._receive() if event is None else event
+
+    async def _receive(self) -> Event:
+        self._begin_receiving()
+        try:
             while True:
-                event = await self._next_piece()
-                if not isinstance(event, Message):
+                event = await self._channel.receive()
+                if not isinstance(event, _MESSAGES):
                     return event
+                if self._skipping:
+                    self._skipping = not event.message_finished
+                    continue
                 size = self._pieces.size + size_of(event.data)
-                limit = self._channel.settings.max_message_size
-                if limit is not None:
-                    coming = 0 if event.frame_finished else self._channel.announced
-                    if size + coming > limit:
-                        await self._refuse(size + coming, limit)
+                coming = 0 if event.frame_finished else self._channel.announced
+                if size + coming > self._limit:
+                    await self._refuse(size + coming)
                 if event.message_finished and not self._pieces:
                     return event if event.frame_finished else type(event)(event.data)
                 self._pieces.add(event.data, size)
@@ -211,29 +227,23 @@ class Websocket:
                     if isinstance(event, TextMessage):
                         return TextMessage("".join(pieces))
                     return BytesMessage(b"".join(pieces))
+        finally:
+            self._end_receiving()
 
-    @contextmanager
-    def _receiver(self) -> Generator[None, None, None]:
+    def _begin_receiving(self) -> None:
         """Let one task at a time receive."""
         if self._receiving:
             raise anyio.BusyResourceError("receiving from")
         self._receiving = True
-        try:
-            yield
-        finally:
-            self._receiving = False
+        self._idle = False
 
-    async def _next_piece(self) -> Event:
-        """Return the channel's next event, what is to be skipped left out."""
-        while True:
-            event = await self._channel.receive()
-            if not self._skipping or not isinstance(event, Message):
-                return event
-            self._skipping = not event.message_finished
+    def _end_receiving(self) -> None:
+        self._receiving = False
+        self._idle = not (self._skipping or self._pieces)
 
-    async def _refuse(self, size: int, limit: int) -> None:
+    async def _refuse(self, size: int) -> None:
         self._pieces.take()
-        reason = f"a message of {size} bytes or more, the limit is {limit}"
+        reason = f"a message of {size} bytes or more, the limit is {self._limit}"
         await self._channel.fail(1009, reason)
         raise self._error(1009, reason)
 
@@ -305,16 +315,17 @@ class Websocket:
         Raises:
             anyio.BusyResourceError: another task is receiving.
         """
-        with self._receiver():
-            stream = MessageStream(self)
-            try:
-                yield stream
-            finally:
-                stream.closed = True
-                # What was handed out is not handed out again, and the rest is no message.
-                if stream.begun:
-                    self._pieces.take()
-                    self._skipping = not stream.finished
+        self._begin_receiving()
+        stream = MessageStream(self)
+        try:
+            yield stream
+        finally:
+            stream.closed = True
+            # What was handed out is not handed out again, and the rest is no message.
+            if stream.begun:
+                self._pieces.take()
+                self._skipping = not stream.finished
+            self._end_receiving()
 
     async def next_piece(self, stream: MessageStream) -> str | bytes | None:
         """Return the next piece for a stream, None at the end of its message."""
@@ -325,12 +336,16 @@ class Websocket:
             return piece
         while not stream.finished:
             try:
-                event = await self._next_piece()
+                event = await self._channel.receive()
             except ConnectionClosedOK as exc:
                 if not stream.begun:
                     raise
                 raise self._error(exc.code, "the connection ended before the message did") from None
-            if isinstance(event, Message):
+            if not isinstance(event, Message):
+                continue
+            if self._skipping:
+                self._skipping = not event.message_finished
+            else:
                 stream.finished = event.message_finished
                 if event.data:
                     piece = event.data
@@ -355,6 +370,19 @@ class Websocket:
             ConnectionClosedError: the connection is gone.
             ConnectionClosedLocally: this side has closed the connection.
         """
+        if (
+            final
+            and (type(data) is str or type(data) is bytes)
+            and self._owner is None
+            and not self._pace.due(len(data))
+        ):
+            rest = self._channel.begin_send(data)
+            if rest is not None:
+                await rest
+            return
+        await self._send(data, final)
+
+    async def _send(self, data: Data, final: bool) -> None:
         kind, payload = _check_data(data)
         try:
             if self._pace.due(len(payload)):
