@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 from anyio import TypedAttributeLookupError
 from anyio.abc import ByteStream, ObjectStream, SocketAttribute, SocketStream, UNIXSocketStream
+from anyio.streams.tls import TLSStream
 
 from ._loop import running_asyncio, trio_waits
+from ._tls import on_tls
 from .pace import Pace
 from .transport import PushTransport, StreamTransport, Transport, TransportLost, as_address
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from .events import Address
     from .transport import Sink
 
-__all__ = ["Sock", "SocketTransport", "as_stream", "make_transport", "open_transport"]
+__all__ = ["Sock", "SocketTransport", "make_transport", "open_transport"]
 
 #: What may be handed to `open_websocket_client`, `create_websocket_server` and their kin.
 Sock: TypeAlias = "ByteStream | ObjectStream[bytes] | socket.socket"
@@ -52,10 +54,14 @@ class SocketTransport(Transport):
         early: bytes that were read from it already.
     """
 
+    pieces_sent: int = 0
+    # Whether the socket takes no more for now, or is broken.
+    clogged: bool = False
+
+    _local: Address = None
+    _remote: Address = None
+
     def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
-        self.pieces_sent: int = 0
-        # Whether the socket takes no more for now, or is broken.
-        self.clogged: bool = False
         self._sock = sock
         self._inbox: deque[bytes] = deque([early] if early else [])
         self._failure: str | None = None
@@ -74,9 +80,6 @@ class SocketTransport(Transport):
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    _local: Address = None
-    _remote: Address = None
 
     # Sending
 
@@ -527,10 +530,10 @@ async def make_transport(sock: Sock) -> Transport:
 async def open_transport(sock: socket.socket) -> Transport:
     """Return the pipe on a connected socket."""
     sock.setblocking(False)
-    return _on_socket(sock) or StreamTransport(await as_stream(sock))
+    return _on_socket(sock) or StreamTransport(await _as_stream(sock))
 
 
-async def as_stream(sock: socket.socket) -> SocketStream | UNIXSocketStream:
+async def _as_stream(sock: socket.socket) -> SocketStream | UNIXSocketStream:
     """Return anyio's stream on a connected socket."""
     if sock.family == getattr(socket, "AF_UNIX", None):
         return await UNIXSocketStream.from_socket(sock)
@@ -547,12 +550,14 @@ def _on_socket(sock: socket.socket, early: bytes = b"") -> SocketTransport | Non
     return AsyncioSocket(sock, early)
 
 
-def _take_over(found: object) -> SocketTransport | None:
+def _take_over(found: object) -> Transport | None:
     """Return the pipe on a stream's socket, with what the stream has read; None if it cannot be.
 
     anyio has no public way to get at that, so where a stream is built otherwise than expected,
     it is used as it is.
     """
+    if isinstance(found, TLSStream):
+        return _take_over_tls(found)
     if not isinstance(found, (SocketStream, UNIXSocketStream)):
         return None
     stream: Any = found
@@ -585,3 +590,12 @@ def _take_over(found: object) -> SocketTransport | None:
         getattr(stream, "_trio_socket", raw).close()
     stream._closed = stream._closing = True
     return taken
+
+
+def _take_over_tls(stream: Any) -> Transport | None:
+    try:
+        inside = stream._ssl_object, stream._read_bio, stream._write_bio
+    except AttributeError:
+        return None
+    pipe = _take_over(stream.transport_stream)
+    return None if pipe is None else on_tls(pipe, *inside)

@@ -8,16 +8,16 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.streams.tls import TLSStream
 
 from ._scope import Opened, WebsocketScope
 from ._sockets import make_transport
+from ._tls import start_tls
 from ._url import encode_host, format_host, parse_url
 from .deflate import PerMessageDeflate
 from .errors import HandshakeError, HandshakeTimeout, Rejected
 from .handshake import ClientHandshake, HeadersLike, normalize_headers
 from .settings import Settings
-from .transport import StreamTransport, TransportLost
+from .transport import TransportLost
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -164,23 +164,19 @@ async def _connect(
     handshake = _handshake(parts.host_header, parts.target, fields, subprotocols, settings)
 
     async def dial() -> Transport:
-        stream = await anyio.connect_tcp(parts.host, parts.port)
+        pipe = await make_transport(await anyio.connect_tcp(parts.host, parts.port))
         if not parts.secure:
-            return await make_transport(stream)
+            return pipe
         context = ssl if isinstance(ssl, _ssl.SSLContext) else _default_context()
         # A zone is of this machine only, no certificate has it.
         hostname = parts.host.partition("%")[0]
         try:
-            return StreamTransport(
-                await TLSStream.wrap(
-                    stream, server_side=False, hostname=hostname, ssl_context=context
-                )
-            )
-        except (anyio.BrokenResourceError, anyio.EndOfStream) as exc:
-            await anyio.aclose_forcefully(stream)
-            raise HandshakeError("the connection broke in the TLS handshake") from exc
+            return await start_tls(pipe, context, hostname=hostname)
+        except TransportLost as exc:
+            await pipe.abort()
+            raise HandshakeError(f"the TLS handshake failed: {exc}") from exc
         except BaseException:
-            await anyio.aclose_forcefully(stream)
+            await pipe.abort()
             raise
 
     return await _open(dial, handshake, settings)

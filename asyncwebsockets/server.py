@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import SocketAttribute, SocketListener
-from anyio.streams.tls import TLSStream
 
 from ._scope import Opened, WebsocketScope
-from ._sockets import as_stream, make_transport, open_transport
+from ._sockets import make_transport, open_transport
 from ._supervisor import Supervisor
+from ._tls import start_tls
 from .decision import decide
 from .deflate import PerMessageDeflate
 from .errors import HandshakeError, HandshakeTimeout, InvalidHandshake, Rejected
 from .events import AcceptConnection, Reject
 from .handshake import ServerHandshake
 from .settings import Settings
-from .transport import StreamTransport, TransportLost, as_address, linger, read_on_demand
+from .transport import TransportLost, as_address, linger
 from .websocket import check_close
 
 if TYPE_CHECKING:
@@ -548,19 +548,16 @@ class Server:
 
     def _dialler(self, sock: socket.socket) -> Callable[[], Awaitable[Transport]]:
         async def dial() -> Transport:
+            pipe = await open_transport(sock)
             if self._ssl is None:
-                return await open_transport(sock)
-            stream = await as_stream(sock)
-            read_on_demand(stream)
+                return pipe
             try:
-                return StreamTransport(
-                    await TLSStream.wrap(stream, server_side=True, ssl_context=self._ssl)
-                )
-            except (anyio.BrokenResourceError, anyio.EndOfStream, OSError) as exc:
-                await anyio.aclose_forcefully(stream)
+                return await start_tls(pipe, self._ssl, server_side=True)
+            except (TransportLost, OSError) as exc:
+                await pipe.abort()
                 raise HandshakeError(f"the TLS handshake failed: {exc}") from exc
             except BaseException:
-                await anyio.aclose_forcefully(stream)
+                await pipe.abort()
                 raise
 
         return dial

@@ -51,12 +51,6 @@ class Transport(ABC):
     `receive` is called by one task at a time; any number of tasks may write and drain.
     """
 
-    #: Counts the pieces that went out, so that progress can be told from a stall.
-    pieces_sent: int
-
-    #: Whether `drain` is to be called before more is written.
-    clogged: bool
-
     @abstractmethod
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end. Cancelling it loses nothing.
@@ -68,6 +62,16 @@ class Transport(ABC):
     @abstractmethod
     def write(self, data: bytes) -> None:
         """Take bytes to be sent, in order; what a broken pipe is given is dropped."""
+
+    @property
+    @abstractmethod
+    def clogged(self) -> bool:
+        """Whether `drain` is to be called before more is written."""
+
+    @property
+    @abstractmethod
+    def pieces_sent(self) -> int:
+        """Counts the pieces that went out, so that progress can be told from a stall."""
 
     @property
     @abstractmethod
@@ -226,12 +230,13 @@ class StreamTransport(Transport):
         stream: it is owned by the pipe from here on.
     """
 
+    pieces_sent: int = 0
+    # Nothing is sent without `drain`.
+    clogged: bool = False
+
     def __init__(self, stream: ByteStream | ObjectStream[bytes]) -> None:
         read_on_demand(stream)
         self._pace = Pace.current()
-        self.pieces_sent: int = 0
-        # Nothing is sent without `drain`.
-        self.clogged: bool = False
         self._stream = stream
         self._closed = False
         self._taken: list[bytes] = []

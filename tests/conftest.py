@@ -31,7 +31,7 @@ BACKENDS = [
 
 CODECS: list[Any] = [pytest.param(PureCodec, id="pure")]
 
-TRANSPORTS = ["memory", "tcp", "unix", "tls"]
+TRANSPORTS = ["memory", "tcp", "unix", "tls", "stream"]
 
 Stream = ByteStream | ObjectStream[bytes]
 
@@ -108,6 +108,30 @@ async def accept_one(listener: MultiListener[Any]) -> Stream:
     return stream
 
 
+@dataclass(eq=False)
+class Opaque(ByteStream):
+    """A stream that does not show what it is made of."""
+
+    inner: Any
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        data: bytes = await self.inner.receive(max_bytes)
+        return data
+
+    async def send(self, item: bytes) -> None:
+        await self.inner.send(item)
+
+    async def send_eof(self) -> None:
+        await self.inner.send_eof()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    @property
+    def extra_attributes(self) -> Any:
+        return self.inner.extra_attributes
+
+
 @dataclass
 class Pairs:
     """Makes connected streams of one kind, and connections on them."""
@@ -121,7 +145,12 @@ class Pairs:
     @property
     def on_sockets(self) -> bool:
         """Whether the library uses the sockets themselves."""
-        return self.kind in ("tcp", "unix")
+        return self.kind in ("tcp", "unix", "tls")
+
+    @property
+    def secure(self) -> bool:
+        """Whether there is TLS on the streams."""
+        return self.kind in ("tls", "stream")
 
     async def streams(self) -> tuple[Stream, Stream]:
         """Return the client's and the server's end."""
@@ -140,6 +169,8 @@ class Pairs:
         if self.kind == "tcp":
             return near, far
         ends: list[Any] = [near, far]
+        if self.kind == "stream":
+            ends = [Opaque(near), Opaque(far)]
 
         async def wrap(index: int, **kwargs: Any) -> None:
             ends[index] = await TLSStream.wrap(ends[index], **kwargs)

@@ -521,7 +521,7 @@ async def test_what_the_connection_says_of_itself(pairs: Pairs) -> None:
         assert client.response.status == server.response.status == 101
         assert client.response.header("sec-websocket-protocol") == "two"
         assert client.extensions == server.extensions == ()
-        assert server.request.secure is client.request.secure is (pairs.kind == "tls")
+        assert server.request.secure is client.request.secure is pairs.secure
         assert "/ OPEN" in repr(client)
         if pairs.kind == "memory":
             assert client.local_address is client.remote_address is None
@@ -530,7 +530,7 @@ async def test_what_the_connection_says_of_itself(pairs: Pairs) -> None:
             assert client.extra(SocketAttribute.raw_socket, None) is None
         else:
             assert client.raw_socket.fileno() >= 0
-        if pairs.kind in ("tcp", "tls"):
+        if pairs.kind in ("tcp", "tls", "stream"):
             assert client.local_address == server.remote_address
             assert client.remote_address == server.local_address
             assert client.extra(SocketAttribute.remote_port) == client.remote_address[1]  # type: ignore[index]

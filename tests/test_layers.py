@@ -28,6 +28,7 @@ LAYERS = {
         ["handshake"],
         ["decision", "origin"],
         ["transport"],
+        ["_tls"],
         ["_sockets"],
         ["channel"],
         ["websocket"],
