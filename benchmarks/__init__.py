@@ -1,0 +1,1 @@
+"""This library and its peers in one race: ``make bench``."""
