@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PACKAGES := $(wildcard asyncwebsockets asgi_bridge)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types conformance conformance-all clean
+.PHONY: help venv demo test lint format types bench conformance conformance-all clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -28,7 +28,12 @@ $(VENV)/.demo: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --group demo
 	@touch $@
 
-venv: $(VENV)/.tools ## create .venv with everything for development
+# Apart from the tools, for the plot takes libraries that not every Python has.
+$(VENV)/.bench: $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+venv: $(VENV)/.tools $(VENV)/.bench ## create .venv with everything for development
 
 demo: $(VENV)/.demo ## serve a page to try the library with (DEMO_SECONDS=5: that long)
 	@$(BIN)/python examples/demo.py
@@ -52,13 +57,16 @@ format: $(VENV)/.tools ## repair what lint can repair
 	$(BIN)/ruff format
 
 # pyright looks for packages on PYTHONPATH, but not in an editable install.
-types: $(VENV)/.tools ## check types, and that users get them
-	$(BIN)/mypy $(PACKAGES) $(wildcard examples) tests .ci
+types: $(VENV)/.tools $(VENV)/.bench ## check types, and that users get them
+	$(BIN)/mypy $(PACKAGES) $(wildcard examples) tests benchmarks .ci
 	for package in $(PACKAGES); do \
 		PYTHONPATH="$(CURDIR):$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')" \
 			$(BIN)/pyright --pythonpath "$(CURDIR)/$(BIN)/python" \
 			--verifytypes $$package --ignoreexternal || exit; \
 	done
+
+bench: $(VENV)/.bench ## race the library with its peers, write docs/benchmarks.md (BENCH_ARGS=--help)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 ifeq ($(AUTOBAHN),skip)
 conformance conformance-all:

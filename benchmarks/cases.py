@@ -32,9 +32,7 @@ PEERS = {
     "ours-pure": Peer("asyncwebsockets, without the native codec", "with_ours", pure=True),
     "ours-stream": Peer("asyncwebsockets, on a `SocketStream` handed in", "with_ours", "stream"),
     "ours-as-aiohttp": Peer("asyncwebsockets, set as aiohttp", "with_ours", "as-aiohttp"),
-    "ours-as-websockets": Peer(
-        "asyncwebsockets, set as websockets", "with_ours", "as-websockets"
-    ),
+    "ours-as-websockets": Peer("asyncwebsockets, set as websockets", "with_ours", "as-websockets"),
     "picows": Peer("picows, callbacks", "with_picows"),
     "picows.websockets": Peer("picows.websockets", "with_websockets", "picows"),
     "aiohttp": Peer("aiohttp", "with_aiohttp"),
@@ -66,10 +64,12 @@ class Entry:
 
     @property
     def peer(self) -> Peer:
+        """Whom it is about."""
         return PEERS[self.name.partition(":")[0]]
 
     @property
     def loop(self) -> str:
+        """Where it runs, "none" for no event loop."""
         return self.name.partition(":")[2]
 
 
@@ -85,6 +85,9 @@ class Case:
         connections: how many are open, or opened at a time.
         in_flight: messages sent at a time on each.
         size: bytes of a message.
+        tls: with TLS.
+        deflate: with permessage-deflate, and how.
+        most_rounds: where more would bring nothing.
         note: for the page.
     """
 
@@ -97,6 +100,7 @@ class Case:
     size: int = 128
     tls: bool = False
     deflate: Literal["", "takeover", "no takeover"] = ""
+    most_rounds: int | None = None
     note: str = ""
 
 
@@ -194,6 +198,7 @@ CASES = [
         _PLAIN,
         "memory",
         connections=5000,
+        most_rounds=1,
         note="Private memory of the server, with each library's own keepalive.",
     ),
     Case(

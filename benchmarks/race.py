@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import socket
@@ -69,7 +68,10 @@ def run(case: Case, entry: Entry, ground: Ground) -> Sample:
 
 def _client(case: Case, entry: Entry, ground: Ground, connections: int) -> Sample:
     traffic = load.plain(case.size, case.in_flight, server=True)
-    with socket.create_server(("127.0.0.1", 0), backlog=connections) as listener, ExitStack() as stack:
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=connections) as listener,
+        ExitStack() as stack,
+    ):
         # The time in which it has to come.
         listener.settimeout(load.PATIENCE)
         arguments = {
@@ -199,8 +201,3 @@ def raise_limits() -> None:
 def as_dict(sample: Sample) -> dict[str, float]:
     """Return what is not zero, for JSON."""
     return {name: round(value, 3) for name, value in asdict(sample).items() if value}
-
-
-def pin(core: int) -> None:
-    """Keep the load on a core."""
-    os.sched_setaffinity(0, {core})

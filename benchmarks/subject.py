@@ -78,22 +78,24 @@ def running(
 ) -> Iterator[Subject]:
     """Run a module of this package for the length of a block."""
 
-    def pin() -> None:
-        if core is not None:
-            os.sched_setaffinity(0, {core})
-
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.{module}", *arguments],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            # A session of its own, so that what it starts can be ended with it.
-            start_new_session=True,
-            preexec_fn=pin,
-        )
+        own = os.sched_getaffinity(0)
+        if core is not None:
+            # It is inherited.
+            os.sched_setaffinity(0, {core})
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"benchmarks.{module}", *arguments],
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # A session of its own, so that what it starts can be ended with it.
+                start_new_session=True,
+            )
+        finally:
+            os.sched_setaffinity(0, own)
         try:
             yield Subject(process)
         except Exception as exc:

@@ -15,7 +15,7 @@ import anyio
 from ..servers import MAX_SIZE, run
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
 __all__ = ["MAX_SIZE", "Options", "main", "options", "run"]
 
@@ -53,7 +53,7 @@ def options() -> Options:
     return Options(**vars(parser.parse_args()))
 
 
-def main(connection: Callable[[Options], Awaitable[Any]]) -> None:
+def main(connection: Callable[[Options], Coroutine[Any, Any, object]]) -> None:
     """Run one task for each connection."""
     chosen = options()
 

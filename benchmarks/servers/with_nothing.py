@@ -1,4 +1,4 @@
-"""No library at all: one thread that hands every message to all, as the floor of what that costs."""
+"""No library: one thread hands every message to all, as the floor of what that costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ def main(port: int) -> None:
     # What comes is counted, not looked at.
     traffic = plain(SIZE, server=True)
     links: dict[int, Link] = {}
-    with socket.create_server(("127.0.0.1", port), backlog=1024) as listener, select.epoll() as poll:
+    with (
+        socket.create_server(("127.0.0.1", port), backlog=1024) as listener,
+        select.epoll() as poll,
+    ):
         poll.register(listener, select.EPOLLIN)
         while True:
             for fd, _ in poll.poll():

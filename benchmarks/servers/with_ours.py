@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import anyio
-from anyio.abc import SocketStream
 
 from asyncwebsockets import (
     ConnectionClosed,
@@ -16,6 +17,9 @@ from asyncwebsockets import (
 from asyncwebsockets.events import Message
 
 from . import MAX_SIZE, Options, options
+
+if TYPE_CHECKING:
+    from anyio.abc import SocketStream
 
 DEFLATE = {
     "": Deflate(),
