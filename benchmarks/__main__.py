@@ -14,15 +14,15 @@ from pathlib import Path
 
 import trustme
 
-from .cases import CASES, PEERS
+from .cases import CASES, PEERS, Entry
 from .race import Ground, as_dict, raise_limits, run
 from .report import describe, table, write
-from .subject import ROOT
+from .subject import ROOT, SubjectError
 
 DOCS = ROOT / "docs"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--case", nargs="+", choices=[case.name for case in CASES])
     parser.add_argument("--peer", nargs="+", choices=list(PEERS))
@@ -40,7 +40,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.page:
         write(json.loads((DOCS / "benchmarks.json").read_text()), chosen.output or DOCS)
-        return
+        return 0
 
     rounds, seconds = (1, chosen.seconds / 2) if chosen.quick else (chosen.rounds, chosen.seconds)
     core, load_core = chosen.cores or sorted(os.sched_getaffinity(0))[:2]
@@ -49,6 +49,7 @@ def main() -> None:
     os.sched_setaffinity(0, {load_core})
     raise_limits()
 
+    failed = False
     results = describe(rounds, seconds)
     with tempfile.TemporaryDirectory() as directory:
         certificate = Path(directory, "certificate.pem")
@@ -67,17 +68,22 @@ def main() -> None:
             print(f"\n{case.title}", flush=True)
             samples: dict[str, list[dict[str, float]]] = {entry.name: [] for entry in entries}
             for number in range(min(rounds, case.most_rounds or rounds)):
-                for entry in entries:
+                for name in list(samples):
                     if sys.stderr.isatty():
-                        print(f"\r{number + 1} {entry.name:40}", end="", file=sys.stderr)
-                    samples[entry.name].append(as_dict(run(case, entry, ground)))
-            if sys.stderr.isatty():
-                print("\r" + " " * 50, end="\r", file=sys.stderr)
+                        print(f"\r{number + 1} {name:50}", end="\r", file=sys.stderr)
+                    try:
+                        samples[name].append(as_dict(run(case, Entry(name), ground)))
+                    except SubjectError as exc:
+                        # The others go on without it.
+                        failed = True
+                        del samples[name]
+                        print(f"{case.name} {name}: {exc}", file=sys.stderr)
             results["cases"][case.name] = samples
             print("\n".join(table(case, samples)), flush=True)
     if output is not None:
         write(results, output)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -261,21 +261,21 @@ def plot(results: dict[str, Any], path: Path) -> None:
     cases = [case for case in CASES if case.name in PLOTTED and case.name in results["cases"]]
     # The same figures make the same file, with its text as text.
     mpl.rcParams.update({"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 8})
-    figure = Figure(figsize=(11, 4 * (len(cases) + 1) // 2), layout="constrained")
+    figure = Figure(figsize=(10, 4 * (len(cases) + 1) // 2), layout="constrained")
     figure.suptitle("CPU time per message in microseconds: less is better")
     for axes, case in zip(
         figure.subplots((len(cases) + 1) // 2, 2, squeeze=False).flat, cases, strict=False
     ):
         samples: Samples = results["cases"][case.name]
         entries = [Entry(name) for name in samples]
-        labels = [f"{e.peer.title.replace('`', '')} · {e.loop}" for e in entries]
+        labels = [entry.name.replace(":", " · ") for entry in entries]
         times = [_median(samples[entry.name], "cpu") for entry in entries]
         colours = ["tab:orange" if entry.peer.ours else "tab:gray" for entry in entries]
         bars = axes.barh(labels, times, color=colours)
         axes.bar_label(bars, [_number(time) for time in times], padding=2)
-        axes.margins(x=0.1)
+        axes.margins(x=0.12)
         axes.invert_yaxis()
-        axes.set_title(case.title)
+        axes.set_title(case.title, fontsize="medium")
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
