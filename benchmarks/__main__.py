@@ -43,7 +43,10 @@ def main() -> int:
         return 0
 
     rounds, seconds = (1, chosen.seconds / 2) if chosen.quick else (chosen.rounds, chosen.seconds)
-    core, load_core = chosen.cores or sorted(os.sched_getaffinity(0))[:2]
+    cores = chosen.cores or sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        parser.error("two cores are needed, one for what is measured and one for the load")
+    core, load_core = cores
     everything = not (chosen.quick or chosen.case or chosen.peer or chosen.loop)
     output = chosen.output or (DOCS if everything else None)
     os.sched_setaffinity(0, {load_core})

@@ -261,11 +261,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     cases = [case for case in CASES if case.name in PLOTTED and case.name in results["cases"]]
     # The same figures make the same file, with its text as text.
     mpl.rcParams.update({"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 8})
-    figure = Figure(figsize=(10, 4 * (len(cases) + 1) // 2), layout="constrained")
+    rows = max(1, (len(cases) + 1) // 2)
+    figure = Figure(figsize=(10, 4 * rows), layout="constrained")
     figure.suptitle("CPU time per message in microseconds: less is better")
-    for axes, case in zip(
-        figure.subplots((len(cases) + 1) // 2, 2, squeeze=False).flat, cases, strict=False
-    ):
+    for axes, case in zip(figure.subplots(rows, 2).flat, cases, strict=False):
         samples: Samples = results["cases"][case.name]
         entries = [Entry(name) for name in samples]
         labels = [entry.name.replace(":", " · ") for entry in entries]
