@@ -142,8 +142,10 @@ class Connection:
         if not self._connect_received:
             self._connect_received = True
             return {"type": "websocket.connect"}
-        await self._settled.wait()
         websocket = self._websocket
+        if websocket is None:
+            await self._settled.wait()
+            websocket = self._websocket
         if websocket is None:
             return disconnect_message(1006, None)
         while True:
@@ -214,7 +216,8 @@ class Connection:
             self._decide(Reject(403))
 
     async def _open(self) -> Websocket:
-        await self._settled.wait()
+        if self._websocket is None:
+            await self._settled.wait()
         if self._websocket is None:
             raise ClientDisconnected("the connection is gone")
         return self._websocket
