@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from abc import ABC, abstractmethod
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
     from wsproto.extensions import Extension
 
+    from ._native import Codec as NativeCodec
     from .deflate import Inflater
 
 __all__ = [
     "EVENT_COST",
+    "IMPLEMENTATION",
     "Codec",
     "CodecError",
     "PureCodec",
@@ -80,11 +83,11 @@ class Codec(ABC):
     """
 
     @abstractmethod
-    def receive_data(self, data: bytes) -> None:
+    def receive_data(self, data: bytes, /) -> None:
         """Take bytes from the peer."""
 
     @abstractmethod
-    def next_events(self, room: int = sys.maxsize) -> tuple[list[tuple[Event, int]], int]:
+    def next_events(self, room: int = sys.maxsize, /) -> tuple[list[tuple[Event, int]], int]:
         """Return the next events, each with its cost, and the sum of the costs.
 
         That is either a run of messages and pieces of messages, until `room` is used up or 64
@@ -106,7 +109,7 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def encode(self, event: Event) -> bytes:
+    def encode(self, event: Event, /) -> bytes:
         """Return the bytes of an event that is to be sent.
 
         Raises:
@@ -115,7 +118,7 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def encode_message(self, data: str | bytes, final: bool) -> bytes:
+    def encode_message(self, data: str | bytes, final: bool, /) -> bytes:
         """Return the bytes of a message, or of a piece of one that `final` ends.
 
         Raises:
@@ -152,7 +155,7 @@ class PureCodec(Codec):
         self._next: Event | CodecError | None = None
         self._header_seen = False
 
-    def receive_data(self, data: bytes) -> None:
+    def receive_data(self, data: bytes, /) -> None:
         """Take bytes from the peer."""
         self._decoder.receive_bytes(data)
 
@@ -164,7 +167,7 @@ class PureCodec(Codec):
             return 0
         return header.payload_len - self._decoder.payload_consumed
 
-    def next_events(self, room: int = sys.maxsize) -> tuple[list[tuple[Event, int]], int]:
+    def next_events(self, room: int = sys.maxsize, /) -> tuple[list[tuple[Event, int]], int]:
         """Return the next events, each with its cost, and the sum of the costs."""
         run: list[tuple[Event, int]] = []
         total = 0
@@ -272,7 +275,7 @@ class PureCodec(Codec):
         except UnicodeDecodeError as exc:
             raise CodecError(1007, f"invalid UTF-8 in a close reason: {exc.reason}") from None
 
-    def encode(self, event: Event) -> bytes:
+    def encode(self, event: Event, /) -> bytes:
         """Return the bytes of an event that is to be sent."""
         frames = self._frames
         match event:
@@ -288,11 +291,50 @@ class PureCodec(Codec):
                 return bytes(frames.close(event.code, event.reason))
         raise TypeError(f"expected a message, ping, pong or close, got {event!r}")
 
-    def encode_message(self, data: str | bytes, final: bool) -> bytes:
+    def encode_message(self, data: str | bytes, final: bool, /) -> bytes:
         """Return the bytes of a message, or of a piece of one."""
         return bytes(self._frames.send_data(data, final))
 
 
-def make_codec(role: Literal["client", "server"], extensions: Sequence[Extension] = ()) -> Codec:
-    """Return the codec for a connection: the one place where it is chosen."""
-    return PureCodec(client=role == "client", extensions=extensions)
+def _find_native() -> type[NativeCodec] | None:
+    """Return the codec in C, where it was built and the environment does not forbid it."""
+    choice = os.environ.get("ASYNCWEBSOCKETS_CODEC", "")
+    if choice not in ("", "native", "pure"):
+        raise ImportError(f"ASYNCWEBSOCKETS_CODEC: expected native or pure, got {choice!r}")
+    if choice == "pure":
+        return None
+    try:
+        from ._native import Codec as NativeCodec
+    except ImportError:
+        if choice == "native":
+            raise
+        return None
+    Codec.register(NativeCodec)
+    return NativeCodec
+
+
+_Native = _find_native()
+
+#: The codec that connections get: "native", in C, where it was built, or else "pure". The
+#: environment variable ``ASYNCWEBSOCKETS_CODEC`` forces either.
+IMPLEMENTATION: Literal["native", "pure"] = "pure" if _Native is None else "native"
+
+
+def make_codec(
+    role: Literal["client", "server"],
+    extensions: Sequence[Extension] = (),
+    implementation: Literal["native", "pure"] = IMPLEMENTATION,
+) -> Codec:
+    """Return the codec for a connection: the one place where it is chosen.
+
+    The native one knows permessage-deflate alone; with any other extension it is the pure one.
+    """
+    client = role == "client"
+    if implementation == "native":
+        assert _Native is not None
+        match extensions:
+            case []:
+                return _Native(client, None, None)
+            case [PerMessageDeflate() as deflate] if deflate.enabled():
+                return _Native(client, deflate, deflate.inflater(client=client))
+    return PureCodec(client=client, extensions=extensions)

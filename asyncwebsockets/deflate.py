@@ -216,16 +216,26 @@ class PerMessageDeflate(Extension):
         data: bytes,
         fin: bool,
     ) -> tuple[RsvBits, bytes]:
-        """Compress a frame that is to be sent (RFC 7692 section 7.2.1)."""
+        """Compress a frame that is to be sent."""
         if opcode.iscontrol():
             return rsv, data
-        bits = self._client_bits if proto.client else self._server_bits
-        if opcode is not Opcode.CONTINUATION:
-            # zlib has no window of 8 bits; an uncompressed message is always allowed.
-            self._compressing = bits > 8 and not (fin and len(data) < self.options.threshold)
-            rsv = RsvBits(self._compressing, rsv.rsv2, rsv.rsv3)
-        if not self._compressing:
+        first = opcode is not Opcode.CONTINUATION
+        compressed = self.compress(data, first, fin, proto.client)
+        if compressed is None:
             return rsv, data
+        return RsvBits(first, rsv.rsv2, rsv.rsv3), compressed
+
+    def compress(self, data: bytes, first: bool, final: bool, client: bool) -> bytes | None:
+        """Return a data frame's payload compressed, None if its message goes out as it is.
+
+        The first frame of a compressed message has RSV1 set (RFC 7692 section 7.2.1).
+        """
+        bits = self._client_bits if client else self._server_bits
+        if first:
+            # zlib has no window of 8 bits; an uncompressed message is always allowed.
+            self._compressing = bits > 8 and not (final and len(data) < self.options.threshold)
+        if not self._compressing:
+            return None
         compressor = self._compressor
         if compressor is None:
             options = self.options
@@ -234,13 +244,13 @@ class PerMessageDeflate(Extension):
             )
         # Each fragment is flushed, so that the peer can inflate it as it comes.
         data = compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH)
-        if fin:
+        if final:
             # Nothing comes from a second flush in a row: then the first byte of an empty
             # block stands for it (RFC 7692 section 7.2.3.6).
             data = data[:-4] or b"\x00"
-            if self._client_alone if proto.client else self._server_alone:
+            if self._client_alone if client else self._server_alone:
                 self._compressor = None
-        return rsv, data
+        return data
 
 
 class Inflater:

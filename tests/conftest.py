@@ -17,7 +17,7 @@ from anyio.streams.tls import TLSStream
 
 import asyncwebsockets._scope as scope_module
 from asyncwebsockets import Settings, Websocket, open_websocket_client, open_websocket_server
-from asyncwebsockets.codec import PureCodec
+from asyncwebsockets.codec import IMPLEMENTATION, Codec, PureCodec, make_codec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -29,11 +29,38 @@ BACKENDS = [
     pytest.param(("trio", {}), id="trio"),
 ]
 
+
+def native_codec(*, client: bool, extensions: Sequence[Any] = ()) -> Codec:
+    return make_codec("client" if client else "server", extensions, "native")
+
+
+#: Each is made with `client` and `extensions`.
 CODECS: list[Any] = [pytest.param(PureCodec, id="pure")]
+if IMPLEMENTATION == "native":
+    CODECS.append(pytest.param(native_codec, id="native"))
 
 TRANSPORTS = ["memory", "tcp", "unix", "tls", "stream"]
 
 Stream = ByteStream | ObjectStream[bytes]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what adds only time: a codec does not know its transport.
+
+    The native codec runs on each transport, and the pure one on two of them; on each of them
+    where it is the only one.
+    """
+    if IMPLEMENTATION == "native":
+        items[:] = [item for item in items if not _is_repetition(item)]
+
+
+def _is_repetition(item: pytest.Item) -> bool:
+    params = (
+        item.callspec.params
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
+    )
+    return params.get("codec") is PureCodec and params.get("pairs") in ("unix", "tls", "stream")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -43,7 +70,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(params=CODECS)
 def codec(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The codec's class; connections opened in the test use it."""
+    """What makes a codec; connections opened in the test use it."""
     made = request.param
 
     def make_codec(role: str, extensions: Sequence[Any] = ()) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asyncwebsockets import Deflate
-from asyncwebsockets.codec import Codec, CodecError, PureCodec, make_codec
+from asyncwebsockets.codec import Codec, CodecError
 from asyncwebsockets.deflate import PerMessageDeflate
 from asyncwebsockets.events import (
     BytesMessage,
@@ -23,12 +23,11 @@ from asyncwebsockets.events import (
     TextMessage,
 )
 
+from .conftest import CODECS
 from .frames import close_payload, frame, parse_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-CODECS: list[Any] = [PureCodec]
 
 
 def agreed(options: Deflate) -> tuple[PerMessageDeflate, PerMessageDeflate]:
@@ -423,8 +422,7 @@ def test_without_context_takeover_each_message_stands_alone(
     assert join(read(fresh, client.encode(BytesMessage(data)))) == [BytesMessage(data)]
 
 
-def test_only_what_can_be_sent_is_encoded() -> None:
-    codec = make_codec("client")
-    assert isinstance(codec, PureCodec)
+@pytest.mark.parametrize("made", CODECS)
+def test_only_what_can_be_sent_is_encoded(made: Any) -> None:
     with pytest.raises(TypeError, match="expected a message, ping, pong or close"):
-        codec.encode(Event())
+        made(client=True).encode(Event())

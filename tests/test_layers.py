@@ -24,6 +24,7 @@ LAYERS = {
         ["_grammar", "_loop", "_supervisor", "_url"],
         ["pace"],
         ["deflate"],
+        ["_native"],
         ["codec"],
         ["handshake"],
         ["decision", "origin"],

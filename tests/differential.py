@@ -1,0 +1,89 @@
+"""Has both codecs do the same, and compares what they say."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from asyncwebsockets.codec import Codec, CodecError, make_codec
+from asyncwebsockets.deflate import PerMessageDeflate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from asyncwebsockets import Deflate
+    from asyncwebsockets.events import Event
+
+IMPLEMENTATIONS: tuple[Any, Any] = ("pure", "native")
+
+
+def agreed(options: Deflate) -> tuple[PerMessageDeflate, PerMessageDeflate]:
+    """Return a client's and a server's extension after their negotiation."""
+    client, server = PerMessageDeflate(options), PerMessageDeflate(options)
+    answer = server.accept(f"permessage-deflate; {client.offer()}")
+    assert answer is not None
+    client.finalize(f"permessage-deflate; {answer}" if answer else "permessage-deflate")
+    return client, server
+
+
+def make(implementation: Any, client: bool, options: Deflate | None) -> Codec:
+    extensions = [agreed(options)[not client]] if options is not None else []
+    codec = make_codec("client" if client else "server", extensions, implementation)
+    assert type(codec).__module__.endswith("_native") == (implementation == "native")
+    return codec
+
+
+def describe(event: Event) -> Any:
+    """Return all there is to an event, and of what types."""
+    fields = (
+        vars(event)
+        if not hasattr(event, "data")
+        else {name: getattr(event, name) for name in ("data", "frame_finished", "message_finished")}
+    )
+    return type(event), [(name, type(value), value) for name, value in sorted(fields.items())]
+
+
+def decode(codec: Codec, chunks: Iterable[bytes], rooms: Sequence[int]) -> list[Any]:
+    """Return what comes of bytes, and of asking for so much of it at a time."""
+    trace: list[Any] = []
+    asked = 0
+    for chunk in chunks:
+        codec.receive_data(chunk)
+        while True:
+            room = rooms[asked % len(rooms)] if rooms else sys.maxsize
+            asked += 1
+            try:
+                events, total = codec.next_events(room)
+            except CodecError as exc:
+                trace.append((exc.code, exc.reason, str(exc)))
+                return trace
+            if not events:
+                break
+            trace.append(([(describe(event), cost) for event, cost in events], total))
+            trace.append(codec.announced)
+        trace.append(codec.announced)
+    return trace
+
+
+def split(data: bytes, cuts: Iterable[int]) -> list[bytes]:
+    """Cut bytes in pieces, anywhere."""
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+
+def check_decoding(
+    data: bytes,
+    *,
+    client: bool,
+    cuts: Iterable[int] = (),
+    rooms: Sequence[int] = (),
+    options: Deflate | None = None,
+) -> list[Any]:
+    """Compare what the two make of bytes; return it."""
+    chunks = split(data, cuts)
+    pure, native = (
+        decode(make(implementation, client, options), chunks, rooms)
+        for implementation in IMPLEMENTATIONS
+    )
+    assert native == pure
+    return pure
