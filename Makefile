@@ -61,7 +61,7 @@ sanitize: $(VENV)/.tools ## run the native codec's tests under AddressSanitizer 
 			'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))') \
 		asyncwebsockets/_native.c
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
-		ASAN_OPTIONS=detect_leaks=0 ASYNCWEBSOCKETS_CODEC=native \
+		ASAN_OPTIONS=detect_leaks=0 ASYNCWEBSOCKETS_CODEC=native PYTHONPATH=. \
 		$(CURDIR)/$(BIN)/pytest -q -n auto --timeout 300 tests/test_native.py tests/test_codec.py
 
 lint: $(VENV)/.tools ## check style and formatting
