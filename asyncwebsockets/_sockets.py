@@ -8,7 +8,6 @@ import os
 import socket
 import ssl
 from abc import abstractmethod
-from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -16,7 +15,8 @@ from anyio import TypedAttributeLookupError
 from anyio.abc import ByteStream, ObjectStream, SocketAttribute, SocketStream, UNIXSocketStream
 from anyio.streams.tls import TLSStream
 
-from ._loop import running_asyncio, trio_waits
+from ._bell import Bell
+from ._loop import Waiter, running_asyncio, trio_waits
 from ._tls import on_tls
 from .pace import Pace
 from .transport import PushTransport, StreamTransport, Transport, TransportLost, as_address
@@ -54,26 +54,41 @@ class SocketTransport(Transport):
         early: bytes that were read from it already.
     """
 
-    pieces_sent: int = 0
-    # Whether the socket takes no more for now, or is broken.
-    clogged: bool = False
-
-    _local: Address = None
-    _remote: Address = None
+    __slots__ = (
+        "_backlog",
+        "_blocked",
+        "_closed",
+        "_failure",
+        "_inbox",
+        "_joining",
+        "_local",
+        "_remote",
+        "_sent",
+        "_sock",
+        "_written",
+        "clogged",
+        "pieces_sent",
+    )
 
     def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
         self._sock = sock
-        self._inbox: deque[bytes] = deque([early] if early else [])
+        self._inbox: list[bytes] = [early] if early else []
         self._failure: str | None = None
         self._closed = False
         # What was written and not sent, and how many bytes were sent of all.
-        self._backlog: deque[bytes | memoryview] = deque()
+        # A list each, for an empty deque takes as much as all the rest.
+        self._backlog: list[bytes | memoryview] = []
         self._written = 0
         self._sent = 0
+        self.pieces_sent: int = 0
         # Whether the socket took less than it was given.
         self._blocked = False
+        # Whether it takes no more for now, or is broken.
+        self.clogged: bool = False
         # Whether something was sent in this turn, so that what follows is joined.
         self._joining = False
+        self._local: Address = None
+        self._remote: Address = None
         with contextlib.suppress(OSError):
             self._local = as_address(sock.getsockname())
             self._remote = as_address(sock.getpeername())
@@ -122,9 +137,7 @@ class SocketTransport(Transport):
         while self._backlog and self._failure is None:
             if len(self._backlog) > 1:
                 if self._written - self._sent <= _MAX_JOINED:
-                    joined = b"".join(self._backlog)
-                    self._backlog.clear()
-                    self._backlog.append(joined)
+                    self._backlog = [b"".join(self._backlog)]
                 else:
                     # One call for many buffers, without copying them.
                     self._send_many()
@@ -138,10 +151,10 @@ class SocketTransport(Transport):
                 self._block()
                 return
             if self._backlog:
-                self._backlog.popleft()
+                del self._backlog[0]
 
     def _send_many(self) -> None:
-        buffers = [self._backlog[i] for i in range(min(len(self._backlog), _MAX_BUFFERS))]
+        buffers = self._backlog[:_MAX_BUFFERS]
         try:
             sent = self._sock.sendmsg(buffers)
         except (BlockingIOError, InterruptedError):
@@ -152,13 +165,13 @@ class SocketTransport(Transport):
             return
         self._sent += sent
         self.pieces_sent += 1
-        for buffer in buffers:
+        for count, buffer in enumerate(buffers):
             if sent < len(buffer):
-                self._backlog[0] = memoryview(buffer)[sent:]
+                self._backlog[: count + 1] = [memoryview(buffer)[sent:]]
                 self._block()
                 return
             sent -= len(buffer)
-            self._backlog.popleft()
+        del self._backlog[: len(buffers)]
 
     @property
     def unsent(self) -> bool:
@@ -286,6 +299,18 @@ class SocketTransport(Transport):
 class AsyncioSocket(SocketTransport, PushTransport):
     """The pipe on asyncio and uvloop: the loop itself reads, and sends what is left."""
 
+    __slots__ = (
+        "_arrived",
+        "_eof",
+        "_flush_handle",
+        "_in_turn",
+        "_loop",
+        "_pace",
+        "_reading",
+        "_room",
+        "_sink",
+    )
+
     def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
         super().__init__(sock, early)
         self._loop = asyncio.get_running_loop()
@@ -293,9 +318,9 @@ class AsyncioSocket(SocketTransport, PushTransport):
         self._sink: Sink | None = None
         self._reading = False
         self._eof = False
-        # Set when something has come for `receive`, or room for `drain`.
-        self._arrived: asyncio.Event | None = None
-        self._room = anyio.Event()
+        # Resumes the task in `receive`, and those in `drain`.
+        self._arrived: Waiter | None = None
+        self._room = Bell()
         self._in_turn = False
         self._flush_handle: asyncio.Handle | None = None
 
@@ -323,7 +348,8 @@ class AsyncioSocket(SocketTransport, PushTransport):
                 self._inbox.append(data)
                 # Nobody may be reading: no more than this is read ahead.
                 self.pause()
-            self._tell()
+            if self._arrived is not None:
+                self._arrived.resume()
             return
         self._joining = False
         self._in_turn = True
@@ -337,29 +363,27 @@ class AsyncioSocket(SocketTransport, PushTransport):
         if self._backlog and not self._blocked:
             self.flush()
 
-    def _tell(self) -> None:
-        if self._arrived is not None:
-            self._arrived.set()
-
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""
         while True:
             await self._pace.step(0)
             if self._inbox:
-                return self._inbox.popleft()
+                return self._inbox.pop(0)
             if self._failure is not None:
                 raise TransportLost(self._failure)
             if self._eof:
                 return b""
             self.resume()
-            self._arrived = asyncio.Event()
-            await self._arrived.wait()
+            if self._arrived is None:
+                self._arrived = Waiter()
+            await self._arrived
 
     def start(self, sink: Sink) -> None:
         """Hand to `sink` what comes from here on."""
         self._sink = sink
+        self._arrived = None
         while self._inbox:
-            self._deliver(self._inbox.popleft())
+            self._deliver(self._inbox.pop(0))
         if self._failure is not None:
             self._deliver(None)
         elif self._eof:
@@ -405,8 +429,7 @@ class AsyncioSocket(SocketTransport, PushTransport):
         self._unblock()
         if not self._blocked:
             self._loop.remove_writer(self._sock)
-        room, self._room = self._room, anyio.Event()
-        room.set()
+        self._room.ring()
 
     async def _wait_for_room(self) -> None:
         await self._room.wait()
@@ -415,15 +438,25 @@ class AsyncioSocket(SocketTransport, PushTransport):
         if self._blocked:
             self._loop.remove_writer(self._sock)
         super()._fail(why)
-        self._room.set()
+        self._room.ring()
 
     def _let_go(self) -> None:
         self.pause()
-        self._tell()
+        if self._arrived is not None:
+            self._arrived.wake()
 
 
 class TrioSocket(SocketTransport):
     """The pipe on trio: the task that wants something waits for the socket."""
+
+    __slots__ = (
+        "_call_soon",
+        "_pace",
+        "_ready",
+        "_room",
+        "_wait_readable",
+        "_wait_writable",
+    )
 
     def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
         super().__init__(sock, early)
@@ -440,7 +473,7 @@ class TrioSocket(SocketTransport):
         while True:
             await self._pace.step(0)
             if self._inbox:
-                return self._inbox.popleft()
+                return self._inbox.pop(0)
             if self._failure is not None:
                 raise TransportLost(self._failure)
             if self._ready:

@@ -27,6 +27,8 @@ _TAKEOVER = 0.2
 class Supervised(ABC):
     """A connection as the supervisor sees it."""
 
+    __slots__ = ()
+
     @abstractmethod
     def tend(self) -> bool:
         """See to what has been left alone for a while; whether to come back soon."""

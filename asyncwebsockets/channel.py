@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 from wsproto.connection import ConnectionState
 
+from ._bell import Bell
 from ._loop import Waiter
 from ._supervisor import Supervised
 from .codec import CodecError
@@ -68,6 +69,20 @@ class Channel(ABC):
         response: the server's answer to it.
         subprotocol, extensions: what was agreed on.
     """
+
+    __slots__ = (
+        "_closed_locally",
+        "_code",
+        "_failure",
+        "_reason",
+        "_state",
+        "extensions",
+        "on_end",
+        "request",
+        "response",
+        "settings",
+        "subprotocol",
+    )
 
     def __init__(
         self,
@@ -264,6 +279,46 @@ class WireChannel(Channel, Supervised, Sink):
             within the calls on the channel.
     """
 
+    __slots__ = (
+        "_attending",
+        "_broken",
+        "_codec",
+        "_control_events",
+        "_deadline",
+        "_draining",
+        "_ended",
+        "_eof",
+        "_finished",
+        "_flush_spawned",
+        "_forget_timer",
+        "_given_up",
+        "_heard",
+        "_keepalive_ping",
+        "_latency",
+        "_lingers",
+        "_most_queued",
+        "_next_ping",
+        "_pace",
+        "_pieces_sent",
+        "_pings",
+        "_pongs",
+        "_push",
+        "_queue",
+        "_queued",
+        "_reading",
+        "_receiver",
+        "_role",
+        "_silent_since",
+        "_stalled",
+        "_supervisor",
+        "_transport",
+        "_turn",
+        "_undecoded",
+        "_violation",
+        "_violation_seen",
+        "_waiting",
+    )
+
     def __init__(
         self,
         transport: Transport,
@@ -291,8 +346,8 @@ class WireChannel(Channel, Supervised, Sink):
 
         # Nothing that comes is for the user any more.
         self._ended = False
-        self._finishing = False
-        self._finished = anyio.Event()
+        # Set at the end of the finishing, once that has begun.
+        self._finished: anyio.Event | None = None
         # Whether a failed connection waits for the peer to see why.
         self._lingers = True
 
@@ -311,12 +366,12 @@ class WireChannel(Channel, Supervised, Sink):
         self._reading = False
         self._eof = False
         self._waiting = 0
-        self._turn = anyio.Event()
+        self._turn = Bell()
         self._attending: anyio.CancelScope | None = None
         self._pace = Pace.current()
 
         # Pongs that wait for a clogged pipe.
-        self._pongs: deque[bytes] = deque(maxlen=_MAX_PONGS)
+        self._pongs: list[bytes] = []
         # Tasks that wait until what was written is sent.
         self._draining = 0
         self._flush_spawned = False
@@ -324,7 +379,7 @@ class WireChannel(Channel, Supervised, Sink):
 
         self._pings: list[_PingWaiter] = []
         # The payloads of pings whose callers were cancelled: their pongs are no events either.
-        self._given_up: deque[bytes] = deque(maxlen=_MAX_PONGS)
+        self._given_up: list[bytes] = []
         self._latency: float | None = None
 
         # Keepalive: signs of life since the last look, and the first ping without one after it.
@@ -575,7 +630,7 @@ class WireChannel(Channel, Supervised, Sink):
 
     async def _after_reading(self) -> None:
         """Do what a supervisor would do in the background."""
-        if self._ended and not (self._closed_locally or self._finishing or self._queue):
+        if self._ended and not (self._closed_locally or self._finished is not None or self._queue):
             await self._finish()
         elif self._transport.clogged and not self._draining:
             # A peer that does not read is given no more time than a silent one.
@@ -586,9 +641,7 @@ class WireChannel(Channel, Supervised, Sink):
 
     def _announce_turn(self) -> None:
         """Tell those who wait that there may be something for them."""
-        if self._waiting:
-            turn, self._turn = self._turn, anyio.Event()
-            turn.set()
+        self._turn.ring()
         if self._receiver is not None:
             self._receiver.wake()
 
@@ -597,7 +650,7 @@ class WireChannel(Channel, Supervised, Sink):
         if self._receiver is not None and self._receivable():
             self._receiver.resume()
         if self._waiting:
-            self._announce_turn()
+            self._turn.ring()
 
     def _decode(self) -> None:
         """Turn what was read into events, as far as there is room for them, for a while."""
@@ -629,7 +682,7 @@ class WireChannel(Channel, Supervised, Sink):
         if isinstance(event, Ping):
             if self._state is ConnectionState.OPEN:
                 if self._transport.clogged:
-                    self._pongs.append(event.payload)
+                    _keep(self._pongs, event.payload)
                 else:
                     self._write_frame(Pong(event.payload))
                 self._flush_soon()
@@ -716,8 +769,9 @@ class WireChannel(Channel, Supervised, Sink):
         self._transport.write(data)
 
     def _write_pongs(self) -> None:
-        while self._pongs:
-            self._transport.write(self._codec.encode(Pong(self._pongs.popleft())))
+        pongs, self._pongs = self._pongs, []
+        for payload in pongs:
+            self._transport.write(self._codec.encode(Pong(payload)))
 
     async def _drain(self) -> None:
         """Wait until everything is sent that was written by now."""
@@ -776,7 +830,7 @@ class WireChannel(Channel, Supervised, Sink):
         finally:
             if waiter in self._pings:
                 self._pings.remove(waiter)
-                self._given_up.append(waiter.payload)
+                _keep(self._given_up, waiter.payload)
         if waiter.answered_after is None:
             raise self._ending()
         return waiter.answered_after
@@ -904,8 +958,8 @@ class WireChannel(Channel, Supervised, Sink):
         self._drop_queue()
         self._lost("aborted by this side")
         await self._transport.abort()
-        if not self._finishing:
-            self._finishing = True
+        if self._finished is None:
+            self._finished = anyio.Event()
             await self._conclude()
 
     async def wait_closed(self) -> None:
@@ -919,10 +973,10 @@ class WireChannel(Channel, Supervised, Sink):
 
     async def _finish(self) -> None:
         """Write what is queued, wait for the peer's Close if it is owed, then close TCP."""
-        if self._finishing:
+        if self._finished is not None:
             await self._finished.wait()
             return
-        self._finishing = True
+        self._finished = anyio.Event()
         try:
             with anyio.move_on_after(self.settings.close_timeout):
                 if self._lingers:
@@ -986,7 +1040,14 @@ class WireChannel(Channel, Supervised, Sink):
         if self._supervisor is not None:
             self._supervisor.remove(self)
         self._announce_turn()
+        assert self._finished is not None
         self._finished.set()
+
+
+def _keep(payloads: list[bytes], payload: bytes) -> None:
+    """Append to a list of which only the latest matter."""
+    payloads.append(payload)
+    del payloads[:-_MAX_PONGS]
 
 
 def _clip(reason: str) -> str:

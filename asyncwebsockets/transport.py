@@ -11,6 +11,7 @@ import anyio
 from anyio.abc import SocketAttribute, UNIXSocketStream
 from anyio.streams.tls import TLSAttribute
 
+from ._bell import Bell
 from .pace import Pace
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class TransportLost(Exception):
 class Sink(ABC):
     """Where a pipe that reads by itself puts what has come."""
 
+    __slots__ = ()
+
     @abstractmethod
     def data_received(self, data: bytes) -> None:
         """Take the next bytes, b"" at the end. Called by the loop, not by a task."""
@@ -50,6 +53,8 @@ class Transport(ABC):
 
     `receive` is called by one task at a time; any number of tasks may write and drain.
     """
+
+    __slots__ = ()
 
     @abstractmethod
     async def receive(self) -> bytes:
@@ -202,6 +207,8 @@ def read_on_demand(stream: object) -> None:
 class PushTransport(Transport):
     """A byte pipe that reads by itself, and may be asked to call back."""
 
+    __slots__ = ()
+
     @abstractmethod
     def start(self, sink: Sink) -> None:
         """Hand to `sink` what comes from here on; `receive` is not called any more."""
@@ -245,7 +252,7 @@ class StreamTransport(Transport):
         self._sent_total = 0
         self._sending = False
         self._failure: str | None = None
-        self._progress = anyio.Event()
+        self._progress = Bell()
         self._protected = False
         self._shield: anyio.CancelScope | None = None
         self._slow: anyio.CancelScope | None = None
@@ -342,8 +349,7 @@ class StreamTransport(Transport):
         finally:
             self._shield = None
             self._sending = False
-            progress, self._progress = self._progress, anyio.Event()
-            progress.set()
+            self._progress.ring()
 
     def protect(self) -> None:
         """Shield each send from cancellation, which would leave the pipe with half of it."""

@@ -13,6 +13,7 @@ from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint_if_cancelled
 from wsproto.connection import ConnectionState
 
+from ._bell import Bell
 from .codec import is_close_code, size_of
 from .errors import (
     ConnectionClosed,
@@ -88,10 +89,10 @@ class Websocket:
         self._idle = True
         limit = channel.settings.max_message_size
         self._limit = sys.maxsize if limit is None else limit
-        # The task that has begun a fragmented message, its kind, and the event of its end.
+        # The task that has begun a fragmented message, its kind, and what rings at its end.
         self._owner: int | None = None
         self._fragments: type[TextMessage | BytesMessage] | None = None
-        self._released = anyio.Event()
+        self._released = Bell()
         self._pace = Pace.current()
         channel.on_end = self._release
 
@@ -321,9 +322,8 @@ class Websocket:
             yield stream
         finally:
             stream.closed = True
-            # What was handed out is not handed out again, and the rest is no message.
+            # What is left is no message.
             if stream.begun:
-                self._pieces.take()
                 self._skipping = not stream.finished
             self._end_receiving()
 
@@ -332,7 +332,9 @@ class Websocket:
         piece: str | bytes
         if self._pieces:
             # They were collected by a `receive` that was cancelled.
-            piece = self._pieces.pop()
+            stream.kept.extend(self._pieces.take())
+        if stream.kept:
+            piece = stream.kept.popleft()
             return piece
         while not stream.finished:
             try:
@@ -424,8 +426,7 @@ class Websocket:
     def _release(self) -> None:
         """Let others send."""
         self._owner = self._fragments = None
-        released, self._released = self._released, anyio.Event()
-        released.set()
+        self._released.ring()
 
     async def send_json(self, data: Any) -> None:
         """Send a value as JSON in a text message.
@@ -539,8 +540,10 @@ class Websocket:
 class _Pieces:
     """Collects a message that comes in pieces, however small, in little more than its size."""
 
+    __slots__ = ("_long", "_short", "size")
+
     def __init__(self) -> None:
-        self._long: deque[Any] = deque()
+        self._long: list[Any] = []
         self._short: list[Any] = []
         #: The bytes of the message so far.
         self.size: int = 0
@@ -558,14 +561,6 @@ class _Pieces:
                 self._long.append(piece[:0].join(self._short))
                 self._short.clear()
 
-    def pop(self) -> Any:
-        """Take out the first piece."""
-        if self._long:
-            return self._long.popleft()
-        piece = self._short[0][:0].join(self._short)
-        self._short.clear()
-        return piece
-
     def take(self) -> list[Any]:
         """Take out all pieces, and start anew."""
         pieces = [*self._long, *self._short]
@@ -580,6 +575,8 @@ class MessageStream:
 
     def __init__(self, websocket: Websocket) -> None:
         self._websocket = websocket
+        #: The first pieces, where those have been received already.
+        self.kept: deque[Any] = deque()
         #: Whether a piece was handed out.
         self.begun: bool = False
         #: Whether the message's last piece has come.

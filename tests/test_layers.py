@@ -21,7 +21,7 @@ LAYERS = {
         ["errors"],
         ["events"],
         ["settings"],
-        ["_grammar", "_loop", "_supervisor", "_url"],
+        ["_bell", "_grammar", "_loop", "_supervisor", "_url"],
         ["pace"],
         ["deflate"],
         ["_native"],
