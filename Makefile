@@ -6,16 +6,17 @@ AUTOBAHN_ENV := .autobahn
 NODE_PEER := tests/peers/node
 SANITIZED := build/sanitized
 BIN := $(VENV)/bin
+NATIVE := asyncwebsockets/_native asyncwebsockets/_nativeloop
 PACKAGES := $(wildcard asyncwebsockets asgi_bridge)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types sanitize bench conformance conformance-all clean
+.PHONY: help venv demo test pure lint format types sanitize bench conformance conformance-all clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 # pip's own installer of dependency groups is newer than the pip of most Pythons.
-$(VENV)/.runtime: pyproject.toml setup.py asyncwebsockets/_native.c
+$(VENV)/.runtime: pyproject.toml setup.py $(NATIVE:=.c)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable .
@@ -49,20 +50,28 @@ $(NODE_PEER)/node_modules/.installed: $(NODE_PEER)/package.json
 test: $(VENV)/.tools $(NODE_PEER)/node_modules/.installed ## run the tests (PYTEST_ARGS="-k name") and report branch coverage
 	$(BIN)/pytest -n auto --dist worksteal --cov -r fEs $(PYTEST_ARGS)
 
+pure: $(VENV)/.tools ## run the connections' tests without anything in C
+	ASYNCWEBSOCKETS_CODEC=pure $(BIN)/pytest -q -n auto --dist worksteal \
+		tests/test_connection.py tests/test_cancellation.py tests/test_serve.py tests/test_tls.py
+
 # A copy, so that what is installed stays as it is.
-sanitize: $(VENV)/.tools ## run the native codec's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(VENV)/.tools ## run the tests of what is in C under AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r pyproject.toml $(PACKAGES) tests $(SANITIZED)
 	find $(SANITIZED) -name '*.so' -delete
-	$(CC) -std=c11 -Wall -Wextra -Werror -g -O1 -fPIC -shared -fno-omit-frame-pointer \
-		-fsanitize=address,undefined -fno-sanitize-recover=all \
-		$$($(BIN)/python -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') \
-		-o $(SANITIZED)/asyncwebsockets/_native$$($(BIN)/python -c \
-			'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))') \
-		asyncwebsockets/_native.c
+	for native in $(NATIVE); do \
+		$(CC) -std=c11 -Wall -Wextra -Werror -g -O1 -fPIC -shared -fno-omit-frame-pointer \
+			-fsanitize=address,undefined -fno-sanitize-recover=all \
+			$$($(BIN)/python -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') \
+			-o $(SANITIZED)/$$native$$($(BIN)/python -c \
+				'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))') \
+			$$native.c || exit; \
+	done
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0 ASYNCWEBSOCKETS_CODEC=native PYTHONPATH=. \
-		$(CURDIR)/$(BIN)/pytest -q -n auto --timeout 300 tests/test_native.py tests/test_codec.py
+		$(CURDIR)/$(BIN)/pytest -q -n auto --timeout 300 tests/test_native.py tests/test_nativeloop.py \
+		tests/test_codec.py tests/test_connection.py tests/test_cancellation.py \
+		-k "not trio and not uvloop and not stream and not unix and not pure"
 
 lint: $(VENV)/.tools ## check style and formatting
 	$(BIN)/ruff check

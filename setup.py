@@ -1,4 +1,4 @@
-"""Builds the native codec, where a compiler is; all else is in pyproject.toml.
+"""Builds what is in C, where a compiler is; all else is in pyproject.toml.
 
 ASYNCWEBSOCKETS_NATIVE=0 leaves it out, =1 makes a build without it an error.
 """
@@ -18,11 +18,14 @@ if choice not in ("", "0", "1"):
 # It counts on the GIL, and in PyPy it would be slower than Python.
 fits = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-native = Extension(
-    "asyncwebsockets._native",
-    ["asyncwebsockets/_native.c"],
-    extra_compile_args=[] if sys.platform == "win32" else ["-std=c11", "-Wextra"],
-    optional=choice != "1",
-)
+native = [
+    Extension(
+        f"asyncwebsockets.{name}",
+        [f"asyncwebsockets/{name}.c"],
+        extra_compile_args=[] if sys.platform == "win32" else ["-std=c11", "-Wextra"],
+        optional=choice != "1",
+    )
+    for name in ("_native", "_nativeloop")
+]
 
-setup(ext_modules=[native] if choice == "1" or (fits and choice != "0") else [])
+setup(ext_modules=native if choice == "1" or (fits and choice != "0") else [])

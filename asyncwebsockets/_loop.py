@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 from weakref import ref
 
 import anyio
 from anyio.lowlevel import current_token
+
+from ._implementation import IMPLEMENTATION
 
 if TYPE_CHECKING:
     import socket
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     WaitFor = Callable[[socket.socket], Awaitable[None]]
 
-__all__ = ["Waiter", "cancellation_look", "running_asyncio", "trio_waits"]
+__all__ = ["Waiter", "cancellation_look", "make_waiter", "running_asyncio", "trio_waits"]
 
 
 def running_asyncio() -> bool:
@@ -54,6 +56,10 @@ def _asyncio_look() -> Callable[[], bool]:
     scope: Any = anyio.CancelScope()
     # That they are there is all there is to see.
     (scope._cancel_called, scope._shield, scope._parent_scope)  # noqa: B018
+    if IMPLEMENTATION == "native" and type(states) is dict:
+        from ._nativeloop import CancellationLook
+
+        return CancellationLook(current, loop, states)
 
     def look() -> bool:
         task = current(loop)
@@ -89,28 +95,39 @@ def trio_waits() -> tuple[WaitFor, WaitFor]:
     return wait_readable, wait_writable
 
 
-class Waiter:
-    """Lets one task of asyncio wait until it is told to go on: ``await waiter``.
+@final
+class PureWaiter:
+    """Lets one task of asyncio wait until it is told to go on: ``value = await waiter``.
 
     A future would be told through the loop; this one can resume its task on the spot, from a
     callback of the loop. It has what a task wants of a future.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_wakeup")
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "_value", "_wakeup")
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._asyncio_future_blocking = False
-        self._wakeup: Callable[[Waiter], object] | None = None
+        self._wakeup: Callable[[PureWaiter], object] | None = None
         self._context: Context | None = None
+        self._value: Any = None
         self._cancelled: asyncio.CancelledError | None = None
 
-    def __await__(self) -> Generator[Waiter, None, None]:
-        self._cancelled = None
+    def __await__(self) -> Generator[PureWaiter, None, Any]:
+        if self._wakeup is not None:
+            raise RuntimeError("another task waits already")
+        self._value = self._cancelled = None
         self._asyncio_future_blocking = True
         yield self
+        value, self._value = self._value, None
+        return value
 
-    def resume(self) -> None:
+    @property
+    def waiting(self) -> bool:
+        """Whether a task waits."""
+        return self._wakeup is not None
+
+    def resume(self, value: object = None, /) -> None:
         """Run the task that waits, if one does, until it waits again.
 
         Only a callback of the loop may do that, not another task.
@@ -118,6 +135,7 @@ class Waiter:
         wakeup, self._wakeup = self._wakeup, None
         if wakeup is not None:
             assert self._context is not None
+            self._value = value
             self._context.run(wakeup, self)
 
     def wake(self) -> None:
@@ -132,7 +150,9 @@ class Waiter:
         """Return the loop."""
         return self._loop
 
-    def add_done_callback(self, wakeup: Callable[[Waiter], object], *, context: Context) -> None:
+    def add_done_callback(
+        self, wakeup: Callable[[PureWaiter], object], /, *, context: Context
+    ) -> None:
         """Take the callback that resumes the task."""
         self._wakeup = wakeup
         self._context = context
@@ -154,3 +174,14 @@ class Waiter:
         """Raise CancelledError if it was cancelled."""
         if self._cancelled is not None:
             raise self._cancelled
+
+
+if TYPE_CHECKING or IMPLEMENTATION == "pure":
+    Waiter = PureWaiter
+else:
+    from ._nativeloop import Waiter
+
+
+def make_waiter() -> Waiter:
+    """Return a waiter for the running loop."""
+    return Waiter(asyncio.get_running_loop())

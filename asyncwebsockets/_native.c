@@ -656,6 +656,20 @@ begin_frame(Codec *self)
     return NULL;
 }
 
+/* Move on behind a data frame's header. */
+static void
+begin_payload(Codec *self, const Header *header)
+{
+    self->at += header->size;
+    self->in_frame = true;
+    self->begun = false;
+    self->frame_opcode = header->opcode;
+    self->fin = header->fin;
+    self->rsv1 = header->rsv1;
+    self->remaining = header->length;
+    memcpy(self->mask, header->mask, 4);
+}
+
 /* What has come of a data frame's payload, all of it or a piece. */
 static int
 data_frame(Codec *self, Found *found)
@@ -722,14 +736,7 @@ next_event(Codec *self, Found *found)
         return 0;
     if (IS_CONTROL(header.opcode))
         return control_frame(self, &header, found);
-    self->at += header.size;
-    self->in_frame = true;
-    self->begun = false;
-    self->frame_opcode = header.opcode;
-    self->fin = header.fin;
-    self->rsv1 = header.rsv1;
-    self->remaining = header.length;
-    memcpy(self->mask, header.mask, 4);
+    begin_payload(self, &header);
     return data_frame(self, found);
 }
 
@@ -787,6 +794,38 @@ fill_run(Codec *self, PyObject *run, Py_ssize_t room)
         break;
     }
     return release_input(self, more_needed) < 0 ? -1 : total;
+}
+
+/* The next event if it is a message that comes whole, NULL if it is anything else, which is left
+   for `fill_run`. Return -1 with a Python exception for what is no error of the peer's. */
+static int
+whole_message(Codec *self, uint64_t limit, PyObject **event)
+{
+    *event = NULL;
+    if (self->input == NULL || self->next != NULL || self->inflating || self->in_frame
+        || self->opcode != 0)
+        return 0;
+    Header header;
+    Found found = {NULL, ALONE};
+    if (read_header(self, &header, &found) < 0)
+        return -1;
+    Py_CLEAR(found.event);
+    if (header.size == 0 || !header.fin || header.rsv1 || header.length > limit
+        || (header.opcode != TEXT && header.opcode != BINARY)
+        || (uint64_t)(self->end - self->at - header.size) < header.length)
+        return 0;
+    begin_payload(self, &header);
+    if (data_frame(self, &found) < 0)
+        return -1;
+    if (found.size == ALONE)
+        self->next = found.event;
+    else
+        *event = found.event;
+    if (release_input(self, false) < 0) {
+        Py_CLEAR(*event);
+        return -1;
+    }
+    return 0;
 }
 
 
@@ -989,6 +1028,24 @@ codec_next_events(Codec *self, PyObject *const *args, Py_ssize_t count)
 }
 
 static PyObject *
+codec_next_message(Codec *self, PyObject *number)
+{
+    Py_ssize_t limit = PyNumber_AsSsize_t(number, NULL);
+    if (limit == -1 && PyErr_Occurred())
+        return NULL;
+    PyObject *event;
+    if (whole_message(self, limit < 0 ? 0 : (uint64_t)limit, &event) < 0)
+        return NULL;
+    return event != NULL ? event : Py_NewRef(Py_None);
+}
+
+static PyObject *
+codec_pending(Codec *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->input != NULL || self->next != NULL || self->inflating);
+}
+
+static PyObject *
 codec_announced(Codec *self, void *Py_UNUSED(closure))
 {
     bool known = self->in_frame && !self->compressed;
@@ -1091,6 +1148,9 @@ static PyMethodDef codec_methods[] = {
     {"next_events", (PyCFunction)(void (*)(void))codec_next_events, METH_FASTCALL,
      PyDoc_STR("next_events($self, room=sys.maxsize, /)\n--\n\n"
                "Return the next events, each with its cost, and the sum of the costs.")},
+    {"next_message", (PyCFunction)codec_next_message, METH_O,
+     PyDoc_STR("next_message($self, limit, /)\n--\n\n"
+               "Return the next event if that is a whole message, of `limit` bytes at most.")},
     {"encode", (PyCFunction)codec_encode, METH_O,
      PyDoc_STR("encode($self, event, /)\n--\n\n"
                "Return the bytes of an event that is to be sent.")},
@@ -1101,6 +1161,8 @@ static PyMethodDef codec_methods[] = {
 };
 
 static PyGetSetDef codec_getset[] = {
+    {"pending", (getter)codec_pending, NULL,
+     PyDoc_STR("Whether there is something that was not decoded."), NULL},
     {"announced", (getter)codec_announced, NULL,
      PyDoc_STR("The bytes that the data frame under way is still to bring."), NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -16,7 +16,8 @@ from anyio.abc import ByteStream, ObjectStream, SocketAttribute, SocketStream, U
 from anyio.streams.tls import TLSStream
 
 from ._bell import Bell
-from ._loop import Waiter, running_asyncio, trio_waits
+from ._loop import make_waiter, running_asyncio, trio_waits
+from ._pipe import Pipe
 from ._tls import on_tls
 from .pace import Pace
 from .transport import PushTransport, StreamTransport, Transport, TransportLost, as_address
@@ -24,6 +25,7 @@ from .transport import PushTransport, StreamTransport, Transport, TransportLost,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._loop import Waiter
     from .events import Address
     from .transport import Sink
 
@@ -31,6 +33,9 @@ __all__ = ["Sock", "SocketTransport", "make_transport", "open_transport"]
 
 #: What may be handed to `open_websocket_client`, `create_websocket_server` and their kin.
 Sock: TypeAlias = "ByteStream | ObjectStream[bytes] | socket.socket"
+
+# What a socket answers that has nothing, or takes nothing, at the moment.
+_NOT_NOW = (BlockingIOError, InterruptedError)
 
 # Bytes asked for in one call.
 _READ_SIZE = 64 * 1024
@@ -42,7 +47,7 @@ _MAX_JOINED = 64 * 1024
 _MAX_BUFFERS = 512
 
 
-class SocketTransport(Transport):
+class SocketTransport(Pipe, Transport):
     """The pipe on a raw socket.
 
     The first write of a loop's turn goes out at once, and those that follow in the same turn
@@ -55,38 +60,31 @@ class SocketTransport(Transport):
     """
 
     __slots__ = (
-        "_backlog",
         "_blocked",
         "_closed",
-        "_failure",
         "_inbox",
-        "_joining",
         "_local",
         "_remote",
-        "_sent",
-        "_sock",
-        "_written",
-        "clogged",
-        "pieces_sent",
     )
 
     def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
         self._sock = sock
+        self._pace = Pace.current()
+        self._sink = None
+        self._in_turn = False
         self._inbox: list[bytes] = [early] if early else []
-        self._failure: str | None = None
+        self._failure = None
         self._closed = False
-        # What was written and not sent, and how many bytes were sent of all.
-        # A list each, for an empty deque takes as much as all the rest.
-        self._backlog: list[bytes | memoryview] = []
+        # A list, for an empty deque takes as much as all the rest.
+        self._backlog = []
         self._written = 0
         self._sent = 0
-        self.pieces_sent: int = 0
+        self.pieces_sent = 0
         # Whether the socket took less than it was given.
         self._blocked = False
-        # Whether it takes no more for now, or is broken.
-        self.clogged: bool = False
-        # Whether something was sent in this turn, so that what follows is joined.
-        self._joining = False
+        self.clogged = False
+        self._joins = False
+        self._turn = -1
         self._local: Address = None
         self._remote: Address = None
         with contextlib.suppress(OSError):
@@ -98,18 +96,8 @@ class SocketTransport(Transport):
 
     # Sending
 
-    def write(self, data: bytes) -> None:
-        """Send bytes, or take them to be sent behind those before."""
-        if self._failure is not None:
-            return
-        self._written += len(data)
-        if not self._backlog and not self._joining:
-            self._joining = self._can_join()
-            sent = self._try_send(data)
-            if sent < len(data):
-                self._backlog.append(memoryview(data)[sent:])
-                self._block()
-            return
+    def _join(self, data: bytes) -> None:
+        """Take what was written behind something else."""
         self._backlog.append(data)
         if self._blocked:
             return
@@ -118,11 +106,19 @@ class SocketTransport(Transport):
         elif len(self._backlog) == 1:
             self._flush_later()
 
+    def _keep_unsent(self, data: bytes | memoryview, error: OSError | None) -> None:
+        """Keep what the socket has not taken, or note that it is broken."""
+        if error is not None and not isinstance(error, _NOT_NOW):
+            self._break(error)
+            return
+        self._backlog.append(data)
+        self._block()
+
     def _try_send(self, data: bytes | memoryview) -> int:
         """Return how many bytes went out; all of them if the pipe is broken."""
         try:
             sent = self._sock.send(data)
-        except (BlockingIOError, InterruptedError):
+        except _NOT_NOW:
             return 0
         except OSError as exc:
             self._break(exc)
@@ -133,7 +129,7 @@ class SocketTransport(Transport):
 
     def flush(self) -> None:
         """Send what was joined, as far as the socket takes it."""
-        self._joining = False
+        self._turn = -1
         while self._backlog and self._failure is None:
             if len(self._backlog) > 1:
                 if self._written - self._sent <= _MAX_JOINED:
@@ -157,7 +153,7 @@ class SocketTransport(Transport):
         buffers = self._backlog[:_MAX_BUFFERS]
         try:
             sent = self._sock.sendmsg(buffers)
-        except (BlockingIOError, InterruptedError):
+        except _NOT_NOW:
             self._block()
             return
         except OSError as exc:
@@ -203,10 +199,6 @@ class SocketTransport(Transport):
         self._backlog.clear()
         self._blocked = False
         self.clogged = True
-
-    @abstractmethod
-    def _can_join(self) -> bool:
-        """Whether there is something that sends at the end of the turn what is joined in it."""
 
     @abstractmethod
     def _flush_later(self) -> None:
@@ -303,65 +295,48 @@ class AsyncioSocket(SocketTransport, PushTransport):
         "_arrived",
         "_eof",
         "_flush_handle",
-        "_in_turn",
         "_loop",
-        "_pace",
         "_reading",
         "_room",
-        "_sink",
     )
 
     def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
         super().__init__(sock, early)
+        self._joins = True
         self._loop = asyncio.get_running_loop()
-        self._pace = Pace.current()
-        self._sink: Sink | None = None
         self._reading = False
         self._eof = False
         # Resumes the task in `receive`, and those in `drain`.
         self._arrived: Waiter | None = None
         self._room = Bell()
-        self._in_turn = False
         self._flush_handle: asyncio.Handle | None = None
 
-    def _on_readable(self) -> None:
-        try:
-            data = self._sock.recv(_READ_SIZE)
-        except (BlockingIOError, InterruptedError):
+    def _receive_failed(self, error: OSError) -> None:
+        if isinstance(error, _NOT_NOW):
             return
-        except OSError as exc:
-            self.pause()
-            self._break(exc)
-            data = None
+        self.pause()
+        self._break(error)
+        if self._sink is None:
+            self._tell()
         else:
-            if not data:
-                self.pause()
-                self._eof = True
-        self._deliver(data)
+            self._sink.reading_failed(TransportLost(str(self._failure)))
 
-    def _deliver(self, data: bytes | None) -> None:
-        """Hand on what has come, None for a failure."""
-        self._pace.reset()
-        sink = self._sink
-        if sink is None:
-            if data:
-                self._inbox.append(data)
-                # Nobody may be reading: no more than this is read ahead.
-                self.pause()
-            if self._arrived is not None:
-                self._arrived.resume()
+    def _receive_otherwise(self, data: bytes) -> None:
+        """Take the end, or what has come for `receive`."""
+        # Nobody may be reading: no more than this is read ahead.
+        self.pause()
+        self._eof = not data
+        if self._sink is not None:
+            self._sink.data_received(data)
             return
-        self._joining = False
-        self._in_turn = True
-        try:
-            if data is not None:
-                sink.data_received(data)
-            else:
-                sink.reading_failed(TransportLost(str(self._failure)))
-        finally:
-            self._in_turn = False
-        if self._backlog and not self._blocked:
-            self.flush()
+        if data:
+            self._inbox.append(data)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._pace.reset()
+        if self._arrived is not None:
+            self._arrived.resume()
 
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""
@@ -375,7 +350,7 @@ class AsyncioSocket(SocketTransport, PushTransport):
                 return b""
             self.resume()
             if self._arrived is None:
-                self._arrived = Waiter()
+                self._arrived = make_waiter()
             await self._arrived
 
     def start(self, sink: Sink) -> None:
@@ -383,11 +358,11 @@ class AsyncioSocket(SocketTransport, PushTransport):
         self._sink = sink
         self._arrived = None
         while self._inbox:
-            self._deliver(self._inbox.pop(0))
+            sink.data_received(self._inbox.pop(0))
         if self._failure is not None:
-            self._deliver(None)
+            sink.reading_failed(TransportLost(self._failure))
         elif self._eof:
-            self._deliver(b"")
+            sink.data_received(b"")
 
     def pause(self) -> None:
         """Read nothing more for now."""
@@ -399,7 +374,7 @@ class AsyncioSocket(SocketTransport, PushTransport):
         """Read on."""
         if not (self._reading or self._eof or self._failure is not None):
             self._reading = True
-            self._loop.add_reader(self._sock, self._on_readable)
+            self._loop.add_reader(self._sock, self.on_readable)
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call a function with the loop's next turn."""
@@ -408,9 +383,6 @@ class AsyncioSocket(SocketTransport, PushTransport):
     def call_at(self, when: float, function: Callable[[], object]) -> Callable[[], object]:
         """Call a function at a time of the loop; returns what prevents it."""
         return self._loop.call_at(when, function).cancel
-
-    def _can_join(self) -> bool:
-        return True
 
     def _flush_later(self) -> None:
         if not self._in_turn and self._flush_handle is None:
@@ -451,7 +423,6 @@ class TrioSocket(SocketTransport):
 
     __slots__ = (
         "_call_soon",
-        "_pace",
         "_ready",
         "_room",
         "_wait_readable",
@@ -460,7 +431,6 @@ class TrioSocket(SocketTransport):
 
     def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
         super().__init__(sock, early)
-        self._pace = Pace.current()
         # Whether a read may find something without waiting.
         self._ready = True
         self._call_soon: Callable[[Callable[[], object]], None] | None = None
@@ -479,7 +449,7 @@ class TrioSocket(SocketTransport):
             if self._ready:
                 try:
                     data = self._sock.recv(_READ_SIZE)
-                except (BlockingIOError, InterruptedError):
+                except _NOT_NOW:
                     self._ready = False
                 except OSError as exc:
                     self._break(exc)
@@ -491,7 +461,7 @@ class TrioSocket(SocketTransport):
             if self._backlog and not self._blocked:
                 # What was joined goes out before its task waits for the answer.
                 self.flush()
-            self._joining = False
+            self._turn = -1
             await self._wait(self._wait_readable)
             self._ready = True
 
@@ -506,9 +476,7 @@ class TrioSocket(SocketTransport):
     def send_later(self, call_soon: Callable[[Callable[[], object]], None]) -> None:
         """Join what is written in one turn of the loop, with `call_soon` to send it after that."""
         self._call_soon = call_soon
-
-    def _can_join(self) -> bool:
-        return self._call_soon is not None
+        self._joins = True
 
     def _flush_later(self) -> None:
         assert self._call_soon is not None

@@ -14,7 +14,8 @@ import anyio
 from wsproto.connection import ConnectionState
 
 from ._bell import Bell
-from ._loop import Waiter
+from ._lane import Lane
+from ._loop import make_waiter
 from ._supervisor import Supervised
 from .codec import CodecError
 from .errors import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from wsproto.extensions import Extension
 
+    from ._loop import Waiter
     from ._supervisor import Supervisor
     from .codec import Codec
     from .events import Address, Request, Response
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["Channel", "WireChannel"]
 
 logger: logging.Logger = logging.getLogger("asyncwebsockets")
+
+_OPEN = ConnectionState.OPEN
 
 # Pings and pongs that are kept for a handler which does not receive; later ones are only
 # answered. They do not count as read-ahead: a peer's keepalive would fill that of a handler
@@ -69,20 +73,6 @@ class Channel(ABC):
         response: the server's answer to it.
         subprotocol, extensions: what was agreed on.
     """
-
-    __slots__ = (
-        "_closed_locally",
-        "_code",
-        "_failure",
-        "_reason",
-        "_state",
-        "extensions",
-        "on_end",
-        "request",
-        "response",
-        "settings",
-        "subprotocol",
-    )
 
     def __init__(
         self,
@@ -122,11 +112,10 @@ class Channel(ABC):
             ConnectionClosed: there is no more; which one says how the connection ended.
         """
 
-    def take_message(self, limit: int) -> Event | None:
-        """Return the next message if it is there whole, None if `receive` is to be asked.
+    def begin_receive(self) -> Event | Waiter | None:
+        """Return a whole message, or what brings one or None; None if `receive` is to be called.
 
-        It has `limit` bytes at most, nobody else is to be given way to, and nothing is received
-        if None is returned.
+        A message has ``max_message_size`` bytes at most, and nobody else is to be given way to.
         """
         return None
 
@@ -135,13 +124,15 @@ class Channel(ABC):
         """The bytes that the frame of the piece last received is still to bring, if known."""
         return 0
 
-    def begin_send(self, data: str | bytes) -> Awaitable[None] | None:
-        """Send a message as far as that needs no waiting; return what to await for the rest.
+    def begin_send(self, data: Any) -> Awaitable[None] | Literal[False] | None:
+        """Send a message if that needs no waiting; return what to await for the rest.
+
+        False if `send` is to be called: nothing was sent, and the data may be of any type.
 
         Raises:
             ValueError: text that cannot be expressed in UTF-8; nothing was sent.
         """
-        return self.send(data, True)
+        return False
 
     @abstractmethod
     async def send(self, data: str | bytes, final: bool) -> None:
@@ -261,7 +252,7 @@ class _PingWaiter:
         self.answered_after: float | None = None
 
 
-class WireChannel(Channel, Supervised, Sink):
+class WireChannel(Lane, Channel, Supervised, Sink):
     """A channel over one codec and one transport.
 
     One task at a time reads from the transport, whichever needs something first: `receive`,
@@ -282,41 +273,42 @@ class WireChannel(Channel, Supervised, Sink):
     __slots__ = (
         "_attending",
         "_broken",
-        "_codec",
+        "_closed_locally",
+        "_code",
         "_control_events",
         "_deadline",
         "_draining",
         "_ended",
         "_eof",
+        "_failure",
         "_finished",
         "_flush_spawned",
         "_forget_timer",
         "_given_up",
-        "_heard",
         "_keepalive_ping",
         "_latency",
         "_lingers",
         "_most_queued",
         "_next_ping",
-        "_pace",
         "_pieces_sent",
         "_pings",
-        "_pongs",
         "_push",
-        "_queue",
         "_queued",
         "_reading",
-        "_receiver",
+        "_reason",
         "_role",
         "_silent_since",
         "_stalled",
         "_supervisor",
-        "_transport",
         "_turn",
-        "_undecoded",
-        "_violation",
         "_violation_seen",
         "_waiting",
+        "extensions",
+        "on_end",
+        "request",
+        "response",
+        "settings",
+        "subprotocol",
     )
 
     def __init__(
@@ -359,9 +351,10 @@ class WireChannel(Channel, Supervised, Sink):
         )
         self._control_events = 0
         self._undecoded = True
-        # The rule that the peer broke behind the events queued; their receiver has a moment to
-        # answer them before the connection is failed for it.
-        self._violation: CodecError | None = None
+        self._direct = False
+        limit = settings.max_message_size
+        self._limit = sys.maxsize if limit is None else limit
+        self._violation = None
         self._violation_seen = False
         self._reading = False
         self._eof = False
@@ -403,7 +396,8 @@ class WireChannel(Channel, Supervised, Sink):
         self._receiver: Waiter | None = None
         self._forget_timer: Callable[[], object] | None = None
         if isinstance(transport, PushTransport):
-            self._push, self._receiver, self._reading = transport, Waiter(), True
+            self._push, self._reading = transport, True
+            self._receiver = make_waiter()
             if supervisor is None:
                 self._set_timer()
             transport.start(self)
@@ -429,7 +423,9 @@ class WireChannel(Channel, Supervised, Sink):
                 await self._pace.give_way()
         elif self._receiver is not None:
             while not (self._queue or self._ended or self._closed_locally):
-                await self._receiver
+                event: Event | None = await self._receiver
+                if event is not None:
+                    return event
         else:
             await self._read_until(self._receivable)
         if self._queue:
@@ -441,16 +437,13 @@ class WireChannel(Channel, Supervised, Sink):
     def _receivable(self) -> bool:
         return bool(self._queue) or self._ended or self._closed_locally
 
-    def take_message(self, limit: int) -> Event | None:
-        """Return the next message if it is there whole, None if `receive` is to be asked."""
-        if not self._queue:
-            return None
+    def _take_queued(self) -> Event | None:
         event: Any
         event, cost = self._queue[0]
         if (
             # A ping or pong costs nothing.
             not cost
-            or cost > limit
+            or cost > self._limit
             or not event.message_finished
             or not event.frame_finished
             or self._pace.due(cost)
@@ -540,16 +533,16 @@ class WireChannel(Channel, Supervised, Sink):
         if self._supervisor is None:
             await self._after_reading()
 
-    def data_received(self, data: bytes) -> None:
-        """Handle what a pipe has read by itself."""
-        self._heard = True
+    def _read(self, data: bytes | None) -> None:
+        """Handle what a pipe has read by itself; None if the codec has it already."""
         if self._ended:
             self._eof = self._eof or not data
-        elif data:
-            self._codec.receive_data(data)
-            self._decode_on()
-        else:
+        elif data == b"":
             self._lost("the peer ended the connection without a Close")
+        else:
+            if data is not None:
+                self._codec.receive_data(data)
+            self._decode_on()
         self._announce_reading()
 
     def reading_failed(self, error: TransportLost) -> None:
@@ -680,7 +673,7 @@ class WireChannel(Channel, Supervised, Sink):
             self._on_close(event)
             return
         if isinstance(event, Ping):
-            if self._state is ConnectionState.OPEN:
+            if self._state is _OPEN:
                 if self._transport.clogged:
                     _keep(self._pongs, event.payload)
                 else:
@@ -694,7 +687,7 @@ class WireChannel(Channel, Supervised, Sink):
 
     def _on_close(self, event: CloseConnection) -> None:
         self._code, self._reason = int(event.code), event.reason or ""
-        if self._state is ConnectionState.OPEN:
+        if self._state is _OPEN:
             # The echo has the code that came (RFC 6455 section 5.5.1), and no reason of ours.
             self._state = ConnectionState.REMOTE_CLOSING
             self._write_frame(event)
@@ -726,7 +719,7 @@ class WireChannel(Channel, Supervised, Sink):
         """Fail the connection: the last that is sent is a Close (RFC 6455 section 7.1.7)."""
         if self._ended:
             return
-        if self._state is ConnectionState.OPEN:
+        if self._state is _OPEN:
             self._write_frame(CloseConnection(code, _clip(reason)))
             self._state = ConnectionState.LOCAL_CLOSING
         self._record(code, reason)
@@ -739,21 +732,12 @@ class WireChannel(Channel, Supervised, Sink):
 
     # Sending
 
-    def begin_send(self, data: str | bytes) -> Awaitable[None] | None:
-        """Send a message as far as that needs no waiting; return what to await for the rest."""
-        transport = self._transport
-        clear = not (transport.clogged or self._pongs)
-        if not clear or self._state is not ConnectionState.OPEN:
-            return self.send(data, True)
-        transport.write(self._codec.encode_message(data, True))
-        return self._drain() if transport.clogged else None
-
     async def send(self, data: str | bytes, final: bool) -> None:
         """Send a message or a piece of one; wait while the peer does not read."""
-        while self._transport.clogged and self._state is ConnectionState.OPEN:
+        while self._transport.clogged and self._state is _OPEN:
             # Before it is taken, so that cancelled sends do not pile up.
             await self._drain()
-        if self._state is not ConnectionState.OPEN:
+        if self._state is not _OPEN:
             raise self._unsendable()
         self._write(self._codec.encode_message(data, final))
         if self._transport.clogged:
@@ -819,7 +803,7 @@ class WireChannel(Channel, Supervised, Sink):
 
     async def ping(self, payload: bytes | None) -> float:
         """Send a ping, wait for its pong, and return the seconds between."""
-        if self._state is not ConnectionState.OPEN:
+        if self._state is not _OPEN:
             raise self._unsendable()
         waiter = self._queue_ping(payload)
         try:
@@ -891,7 +875,7 @@ class WireChannel(Channel, Supervised, Sink):
     def on_deadline(self, now: float) -> float | None:
         """Send a keepalive ping, or drop a peer that was silent after the last ones."""
         interval, timeout = self.settings.ping_interval, self.settings.ping_timeout
-        if interval is None or self._state is not ConnectionState.OPEN:
+        if interval is None or self._state is not _OPEN:
             return None
         # A long message that goes out slowly is a sign of life, too.
         if self._heard or (
@@ -929,7 +913,7 @@ class WireChannel(Channel, Supervised, Sink):
         self._closed_locally = True
         if self._violation is not None:
             self._fail_for_violation()
-        if self._state is ConnectionState.OPEN:
+        if self._state is _OPEN:
             self._state = ConnectionState.LOCAL_CLOSING
             self._write_frame(CloseConnection(code, reason))
         self._drop_queue()
@@ -946,7 +930,7 @@ class WireChannel(Channel, Supervised, Sink):
 
     async def abort(self, code: int | None = None) -> None:
         """End the connection at once; a Close goes before if it need not wait."""
-        sendable = self._state is ConnectionState.OPEN and not self._transport.clogged
+        sendable = self._state is _OPEN and not self._transport.clogged
         self._closed_locally = True
         if code is not None and sendable:
             self._state = ConnectionState.LOCAL_CLOSING

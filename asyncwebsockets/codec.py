@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import zlib
 from abc import ABC, abstractmethod
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from wsproto.frame_protocol import FrameDecoder, FrameProtocol, Opcode, ParseFailed
 
+from ._implementation import IMPLEMENTATION
 from .deflate import PerMessageDeflate
 from .events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from wsproto.extensions import Extension
 
-    from ._native import Codec as NativeCodec
     from .deflate import Inflater
 
 __all__ = [
@@ -99,6 +98,19 @@ class Codec(ABC):
             CodecError: the peer broke the protocol; there is nothing more to come. It is raised
                 once all events before it have been returned.
         """
+
+    def next_message(self, limit: int, /) -> Event | None:
+        """Return the next event if that can be told to be a whole message at one look.
+
+        It is in one frame that is all there, not compressed, and has `limit` bytes at most.
+        Otherwise nothing has changed, and what comes next is left to `next_events`.
+        """
+        return None
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something that was not decoded; asked behind `next_message`."""
+        return False
 
     @property
     @abstractmethod
@@ -296,28 +308,10 @@ class PureCodec(Codec):
         return bytes(self._frames.send_data(data, final))
 
 
-def _find_native() -> type[NativeCodec] | None:
-    """Return the codec in C, where it was built and the environment does not forbid it."""
-    choice = os.environ.get("ASYNCWEBSOCKETS_CODEC", "")
-    if choice not in ("", "native", "pure"):
-        raise ImportError(f"ASYNCWEBSOCKETS_CODEC: expected native or pure, got {choice!r}")
-    if choice == "pure":
-        return None
-    try:
-        from ._native import Codec as NativeCodec
-    except ImportError:
-        if choice == "native":
-            raise
-        return None
+if IMPLEMENTATION == "native":
+    from ._native import Codec as NativeCodec
+
     Codec.register(NativeCodec)
-    return NativeCodec
-
-
-_Native = _find_native()
-
-#: The codec that connections get: "native", in C, where it was built, or else "pure". The
-#: environment variable ``ASYNCWEBSOCKETS_CODEC`` forces either.
-IMPLEMENTATION: Literal["native", "pure"] = "pure" if _Native is None else "native"
 
 
 def make_codec(
@@ -331,10 +325,9 @@ def make_codec(
     """
     client = role == "client"
     if implementation == "native":
-        assert _Native is not None
         match extensions:
             case []:
-                return _Native(client, None, None)
+                return NativeCodec(client, None, None)
             case [PerMessageDeflate() as deflate] if deflate.enabled():
-                return _Native(client, deflate, deflate.inflater(client=client))
+                return NativeCodec(client, deflate, deflate.inflater(client=client))
     return PureCodec(client=client, extensions=extensions)

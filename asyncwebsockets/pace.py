@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from anyio.lowlevel import RunVar, checkpoint
 
+from ._implementation import IMPLEMENTATION
 from ._loop import cancellation_look
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Pace"]
 
@@ -18,7 +23,40 @@ _MAX_SECONDS = 0.001
 _MIN_BYTES = _MAX_BYTES // _MAX_OPERATIONS
 
 
-class Pace:
+class PureAccount:
+    """Says when a checkpoint is due: the account of the operations since the last one.
+
+    Args:
+        cancelled: says whether the running task's next checkpoint would raise.
+    """
+
+    __slots__ = ("_cancelled", "_left", "_until", "turn")
+
+    def __init__(self, cancelled: Callable[[], bool]) -> None:
+        self._cancelled = cancelled
+        #: Counts how often the scheduler was seen to run.
+        self.turn: int = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew: the scheduler has run."""
+        self.turn += 1
+        self._left = _MAX_BYTES
+        self._until = perf_counter() + _MAX_SECONDS
+
+    def due(self, size: int, /) -> bool:
+        """Count an operation on `size` bytes; whether a checkpoint is due before it."""
+        self._left -= size if size > _MIN_BYTES else _MIN_BYTES
+        return self._left <= 0 or perf_counter() >= self._until or self._cancelled()
+
+
+if TYPE_CHECKING or IMPLEMENTATION == "pure":
+    Account = PureAccount
+else:
+    from ._nativeloop import Account
+
+
+class Pace(Account):
     """Looks for cancellation at each step, and yields to the scheduler often enough.
 
     A full checkpoint comes at least once per 64 operations, 64 KiB or millisecond, whichever
@@ -28,11 +66,7 @@ class Pace:
     ``if pace.due(size): await pace.give_way()``
     """
 
-    __slots__ = ("_cancelled", "_left", "_until")
-
-    def __init__(self) -> None:
-        self._cancelled = cancellation_look()
-        self.reset()
+    __slots__ = ()
 
     @classmethod
     def current(cls) -> Pace:
@@ -40,19 +74,9 @@ class Pace:
         try:
             return _current.get()
         except LookupError:
-            pace = cls()
+            pace = cls(cancellation_look())
             _current.set(pace)
             return pace
-
-    def reset(self) -> None:
-        """Start anew: the scheduler has run."""
-        self._left = _MAX_BYTES
-        self._until = perf_counter() + _MAX_SECONDS
-
-    def due(self, size: int) -> bool:
-        """Count an operation on `size` bytes; whether a checkpoint is due before it."""
-        self._left -= size if size > _MIN_BYTES else _MIN_BYTES
-        return self._left <= 0 or perf_counter() >= self._until or self._cancelled()
 
     async def give_way(self) -> None:
         """Yield to the scheduler, and see a cancellation."""

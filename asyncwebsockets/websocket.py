@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from wsproto.connection import ConnectionState
 
 from ._bell import Bell
+from ._loop import Waiter
 from .codec import is_close_code, size_of
 from .errors import (
     ConnectionClosed,
@@ -179,9 +180,16 @@ class Websocket:
         return self
 
     async def __anext__(self) -> Event:
-        event = self._channel.take_message(self._limit) if self._idle else None
-        if event is not None:
-            return event
+        if self._idle:
+            event = self._channel.begin_receive()
+            if isinstance(event, Waiter):
+                self._receiving, self._idle = True, False
+                try:
+                    event = await event
+                finally:
+                    self._receiving, self._idle = False, True
+            if event is not None:
+                return event
         try:
             return await self._receive()
         except ConnectionClosedOK:
@@ -203,8 +211,17 @@ class Websocket:
             ConnectionClosedLocally: this side has closed the connection.
             anyio.BusyResourceError: another task is receiving.
         """
-        event = self._channel.take_message(self._limit) if self._idle else None
-        return await self._receive() if event is None else event
+        if self._idle:
+            event = self._channel.begin_receive()
+            if isinstance(event, Waiter):
+                self._receiving, self._idle = True, False
+                try:
+                    event = await event
+                finally:
+                    self._receiving, self._idle = False, True
+            if event is not None:
+                return event
+        return await self._receive()
 
     async def _receive(self) -> Event:
         self._begin_receiving()
@@ -372,50 +389,45 @@ class Websocket:
             ConnectionClosedError: the connection is gone.
             ConnectionClosedLocally: this side has closed the connection.
         """
-        if (
-            final
-            and (type(data) is str or type(data) is bytes)
-            and self._owner is None
-            and not self._pace.due(len(data))
-        ):
+        if final and self._owner is None:
             rest = self._channel.begin_send(data)
-            if rest is not None:
+            if rest is None:
+                return
+            if rest is not False:
                 await rest
-            return
+                return
         await self._send(data, final)
 
     async def _send(self, data: Data, final: bool) -> None:
         kind, payload = _check_data(data)
+        task = anyio.get_current_task().id
+        begun = whole = False
         try:
             if self._pace.due(len(payload)):
                 await self._pace.give_way()
-            if self._owner is None and final:
-                await self._channel.send(payload, True)
-            else:
-                await self._send_fragment(kind, payload, final)
-        except anyio.get_cancelled_exc_class():
-            # Its owner does not know which fragments are in the message, and others wait.
-            if self._owns_message():
-                await self._channel.abort(1011)
-            raise
-
-    async def _send_fragment(
-        self, kind: type[TextMessage | BytesMessage], payload: Any, final: bool
-    ) -> None:
-        task = anyio.get_current_task().id
-        while self._owner not in (None, task) and self.state is ConnectionState.OPEN:
-            await self._released.wait()
-        if self._fragments is not None and self._fragments is not kind:
-            raise TypeError(
-                f"expected more of the {_name(self._fragments)} message begun, "
-                f"got {_name(kind)} data"
-            )
-        before = self._owner, self._fragments
-        self._owner, self._fragments = task, kind
-        try:
+            while self._owner not in (None, task) and self.state is ConnectionState.OPEN:
+                await self._released.wait()
+            if self._fragments is not None and self._fragments is not kind:
+                raise TypeError(
+                    f"expected more of the {_name(self._fragments)} message begun, "
+                    f"got {_name(kind)} data"
+                )
+            begun = self._owner is not None
+            # It, too, may have to wait before it is sent, and others might begin theirs meanwhile.
+            whole = final and not begun
+            self._owner, self._fragments = task, kind
             await self._channel.send(payload, final)
         except ValueError:
-            self._owner, self._fragments = before
+            # Nothing was sent.
+            if not begun:
+                self._release()
+            raise
+        except anyio.get_cancelled_exc_class():
+            if whole:
+                self._release()
+            elif self._owner == task:
+                # It does not know which fragments are in the message, and others wait.
+                await self._channel.abort(1011)
             raise
         if final:
             self._release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from asyncwebsockets.codec import Codec, CodecError, make_codec
+from asyncwebsockets.codec import Codec, CodecError, PureCodec, make_codec, size_of
 from asyncwebsockets.deflate import PerMessageDeflate
 
 if TYPE_CHECKING:
@@ -65,6 +65,33 @@ def decode(codec: Codec, chunks: Iterable[bytes], rooms: Sequence[int]) -> list[
     return trace
 
 
+def decode_messages(codec: Codec, chunks: Iterable[bytes], limit: int) -> list[Any]:
+    """Return the events of bytes, where the codec may be asked for whole messages first."""
+    trace: list[Any] = []
+    for chunk in chunks:
+        codec.receive_data(chunk)
+        while True:
+            message: Any = codec.next_message(limit)
+            if message is not None:
+                assert message.frame_finished
+                assert message.message_finished
+                assert size_of(message.data) <= limit
+                trace.append(describe(message))
+                continue
+            left = codec.pending
+            try:
+                events, _ = codec.next_events(1)
+            except CodecError as exc:
+                trace.append((exc.code, exc.reason, str(exc)))
+                return trace
+            if not events:
+                break
+            # Only a frame's pieces are events without anything being left before.
+            assert left or codec.announced or isinstance(codec, PureCodec)
+            trace += [describe(event) for event, _ in events]
+    return trace
+
+
 def split(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     """Cut bytes in pieces, anywhere."""
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
@@ -86,4 +113,14 @@ def check_decoding(
         for implementation in IMPLEMENTATIONS
     )
     assert native == pure
+    pure_events, *native_events = (
+        decode_messages(make(implementation, client, options), chunks, limit)
+        for implementation, limit in (
+            ("pure", 0),
+            ("native", 0),
+            ("native", 100),
+            ("native", 1 << 40),
+        )
+    )
+    assert native_events == [pure_events] * 3
     return pure

@@ -224,7 +224,8 @@ async def test_no_connection_starves_another_task() -> None:
             before = turns
             for _ in range(640):
                 await client.receive()
-            assert turns - before >= 10
+            # The last turn may still be to come.
+            assert turns - before >= 640 // 64 - 1
         tg.cancel_scope.cancel()
 
 

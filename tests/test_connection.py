@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -187,6 +188,45 @@ async def test_many_tasks_send_without_tearing_frames(pairs: Pairs) -> None:
             mine = [data for data in received if data[:1] == bytes([number])]
             assert [len(data) for data in mine] == sizes[1:]
             assert all(set(data) == {number} for data in mine)
+
+
+async def test_who_waits_for_room_does_not_send_into_the_fragments_of_another(pairs: Pairs) -> None:
+    async with pairs.connect(Settings(max_message_size=None)) as (client, server):
+        expected = Counter(["y" * 4_000_000, *["whole"] * 30, *["fragments"] * 30])
+
+        async def send(*pieces: str) -> None:
+            for piece in pieces[:-1]:
+                await server.send(piece, final=False)
+            await server.send(pieces[-1])
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(send, "y" * 4_000_000)
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(30):
+                tg.start_soon(send, "whole")
+                tg.start_soon(send, "frag", "ments")
+            await anyio.wait_all_tasks_blocked()
+            came = Counter([await client.receive_text() for _ in range(expected.total())])
+        assert came == expected
+
+
+async def test_text_that_cannot_be_sent_holds_up_nobody(pairs: Pairs) -> None:
+    async with pairs.connect(Settings(max_message_size=None)) as (client, server):
+        async with anyio.create_task_group() as tg:
+
+            async def send_what_cannot_be_sent() -> None:
+                with pytest.raises(UnicodeEncodeError):
+                    await server.send("\ud800", final=False)
+
+            # The one waits for room, and the other for the message that the one begins.
+            tg.start_soon(server.send, "y" * 4_000_000)
+            await anyio.wait_all_tasks_blocked()
+            tg.start_soon(send_what_cannot_be_sent)
+            await anyio.wait_all_tasks_blocked()
+            tg.start_soon(server.send, "behind")
+            await anyio.wait_all_tasks_blocked()
+            assert len(await client.receive_text()) == 4_000_000
+            assert await client.receive_text() == "behind"
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)

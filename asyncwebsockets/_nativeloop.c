@@ -1,0 +1,1192 @@
+/* What runs for every message beside the codec, in C: `Waiter` and the way to ask for a
+   cancellation of _loop.py, and the account of pace.py. Each does what its twin in Python does. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+#include <windows.h>
+#else
+#include <time.h>
+#endif
+
+/* As in pace.py. */
+#define MAX_OPERATIONS 64
+#define MAX_BYTES (64 * 1024)
+#define MAX_NANOSECONDS 1000000
+#define MIN_BYTES (MAX_BYTES / MAX_OPERATIONS)
+
+/* As in _pipe.py. */
+#define READ_SIZE (64 * 1024)
+
+/* Attributes and methods, by their interned names. */
+#define NAMES(X) \
+    X(call_soon) X(context) X(cancel_scope) X(_cancel_called) X(_shield) X(_parent_scope) \
+    X(pending) X(next_message) X(receive_data) X(encode_message) X(write) X(clogged) \
+    X(_take_queued) X(_read) X(_drain) \
+    X(send) X(recv) X(data_received) X(_join) X(_keep_unsent) X(_receive_failed) \
+    X(_receive_otherwise) X(_end_turn)
+
+typedef struct {
+    PyTypeObject *Waiter, *CancellationLook, *Account, *Pipe;
+    /* How many bytes are asked for in one call. */
+    PyObject *read_size;
+    PyObject *CancelledError;
+    /* wsproto's ConnectionState.OPEN. */
+    PyObject *open;
+    /* The names of call_soon's arguments by keyword. */
+    PyObject *context_alone;
+#define DECLARE(name) PyObject *name;
+    NAMES(DECLARE)
+#undef DECLARE
+} State;
+
+static PyModuleDef module_def;
+
+/* The module's state, by a type of it or one that is derived from that. */
+static State *
+state_of(PyTypeObject *type)
+{
+    while (type != NULL && (!(type->tp_flags & Py_TPFLAGS_HEAPTYPE)
+                            || ((PyHeapTypeObject *)type)->ht_module == NULL
+                            || PyModule_GetDef(((PyHeapTypeObject *)type)->ht_module) != &module_def))
+        type = type->tp_base;
+    return type == NULL ? NULL : PyType_GetModuleState(type);
+}
+
+
+/* ---- Waiter ---- */
+
+typedef struct {
+    PyObject_HEAD
+    State *state;
+    PyObject *loop;
+    /* While a task waits: the callback that resumes it, and the context to call that in. */
+    PyObject *wakeup, *context;
+    /* What it goes on with: a value, or a CancelledError. NULL for None. */
+    PyObject *value, *cancelled;
+    /* Whether the next step of `await` is its first, which yields. */
+    bool begun;
+    /* What a task looks at in what was yielded to it. */
+    char blocking;
+} Waiter;
+
+static PyObject *
+waiter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"loop", NULL};
+    PyObject *loop;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:Waiter", names, &loop))
+        return NULL;
+    Waiter *self = (Waiter *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->state = state_of(type);
+    self->loop = Py_NewRef(loop);
+    return (PyObject *)self;
+}
+
+static PyObject *
+waiter_await(Waiter *self)
+{
+    if (self->wakeup != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "another task waits already");
+        return NULL;
+    }
+    Py_CLEAR(self->value);
+    Py_CLEAR(self->cancelled);
+    self->begun = true;
+    return Py_NewRef(self);
+}
+
+static PySendResult
+waiter_send(Waiter *self, PyObject *Py_UNUSED(sent), PyObject **result)
+{
+    if (self->begun) {
+        self->begun = false;
+        self->blocking = 1;
+        *result = Py_NewRef(self);
+        return PYGEN_NEXT;
+    }
+    *result = self->value != NULL ? self->value : Py_NewRef(Py_None);
+    self->value = NULL;
+    return PYGEN_RETURN;
+}
+
+/* The same for a Python that asks in the older way. */
+static PyObject *
+waiter_next(Waiter *self)
+{
+    PyObject *result;
+    if (waiter_send(self, Py_None, &result) == PYGEN_NEXT)
+        return result;
+    if (result != Py_None)
+        PyErr_SetObject(PyExc_StopIteration, result);
+    Py_DECREF(result);
+    return NULL;
+}
+
+/* Run the task's next step, in its context. */
+static int
+run_wakeup(Waiter *self)
+{
+    PyObject *wakeup = self->wakeup, *context = self->context;
+    self->wakeup = self->context = NULL;
+    int result = -1;
+    if (PyContext_Enter(context) == 0) {
+        PyObject *none = PyObject_CallOneArg(wakeup, (PyObject *)self);
+        result = none == NULL ? -1 : 0;
+        Py_XDECREF(none);
+        if (PyContext_Exit(context) < 0)
+            result = -1;
+    }
+    Py_DECREF(wakeup);
+    Py_DECREF(context);
+    return result;
+}
+
+/* Have the loop do so with its next turn. */
+static int
+schedule_wakeup(Waiter *self)
+{
+    PyObject *wakeup = self->wakeup, *context = self->context;
+    self->wakeup = self->context = NULL;
+    PyObject *args[] = {self->loop, wakeup, (PyObject *)self, context};
+    PyObject *handle =
+        PyObject_VectorcallMethod(self->state->call_soon, args, 3, self->state->context_alone);
+    Py_DECREF(wakeup);
+    Py_DECREF(context);
+    Py_XDECREF(handle);
+    return handle == NULL ? -1 : 0;
+}
+
+/* Let the task go on with a value, NULL for None. */
+static int
+resume_with(Waiter *self, PyObject *value)
+{
+    if (self->wakeup == NULL)
+        return 0;
+    Py_XSETREF(self->value, Py_XNewRef(value));
+    return run_wakeup(self);
+}
+
+static PyObject *
+waiter_resume(Waiter *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count > 1)
+        return PyErr_Format(PyExc_TypeError, "expected at most 1 argument, got %zd", count);
+    if (resume_with(self, count == 1 ? args[0] : NULL) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+waiter_wake(Waiter *self, PyObject *Py_UNUSED(none))
+{
+    if (self->wakeup != NULL && schedule_wakeup(self) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+waiter_waiting(Waiter *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->wakeup != NULL);
+}
+
+static PyObject *
+waiter_get_loop(Waiter *self, PyObject *Py_UNUSED(none))
+{
+    return Py_NewRef(self->loop);
+}
+
+static PyObject *
+waiter_add_done_callback(Waiter *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    if (count != 1 || names == NULL || PyTuple_GET_SIZE(names) != 1
+        || PyUnicode_Compare(PyTuple_GET_ITEM(names, 0), self->state->context) != 0) {
+        PyErr_SetString(PyExc_TypeError, "expected a callback and its context");
+        return NULL;
+    }
+    Py_XSETREF(self->wakeup, Py_NewRef(args[0]));
+    Py_XSETREF(self->context, Py_NewRef(args[1]));
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+waiter_done(Waiter *self, PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(self->wakeup == NULL);
+}
+
+static PyObject *
+waiter_cancel(Waiter *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"msg", NULL};
+    PyObject *message = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:cancel", names, &message))
+        return NULL;
+    if (self->wakeup == NULL)
+        Py_RETURN_FALSE;
+    PyObject *type = self->state->CancelledError;
+    PyObject *error =
+        message == Py_None ? PyObject_CallNoArgs(type) : PyObject_CallOneArg(type, message);
+    if (error == NULL)
+        return NULL;
+    Py_XSETREF(self->cancelled, error);
+    if (schedule_wakeup(self) < 0)
+        return NULL;
+    Py_RETURN_TRUE;
+}
+
+static PyObject *
+waiter_result(Waiter *self, PyObject *Py_UNUSED(none))
+{
+    if (self->cancelled != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(self->cancelled), self->cancelled);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static int
+waiter_traverse(Waiter *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->loop);
+    Py_VISIT(self->wakeup);
+    Py_VISIT(self->context);
+    Py_VISIT(self->value);
+    Py_VISIT(self->cancelled);
+    return 0;
+}
+
+/* The loop is not let go of: a task may still ask for it. */
+static int
+waiter_clear(Waiter *self)
+{
+    Py_CLEAR(self->wakeup);
+    Py_CLEAR(self->context);
+    Py_CLEAR(self->value);
+    Py_CLEAR(self->cancelled);
+    return 0;
+}
+
+static void
+waiter_dealloc(Waiter *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    waiter_clear(self);
+    Py_XDECREF(self->loop);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef waiter_methods[] = {
+    {"resume", (PyCFunction)(void (*)(void))waiter_resume, METH_FASTCALL,
+     PyDoc_STR("resume($self, value=None, /)\n--\n\n"
+               "Run the task that waits, if one does, until it waits again.")},
+    {"wake", (PyCFunction)waiter_wake, METH_NOARGS,
+     PyDoc_STR("wake($self)\n--\n\n"
+               "Have the task that waits, if one does, go on with the next turn of the loop.")},
+    {"get_loop", (PyCFunction)waiter_get_loop, METH_NOARGS,
+     PyDoc_STR("get_loop($self)\n--\n\nReturn the loop.")},
+    {"add_done_callback", (PyCFunction)(void (*)(void))waiter_add_done_callback,
+     METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("add_done_callback($self, wakeup, /, *, context)\n--\n\n"
+               "Take the callback that resumes the task.")},
+    {"done", (PyCFunction)waiter_done, METH_NOARGS,
+     PyDoc_STR("done($self)\n--\n\nWhether the task was told to go on.")},
+    {"cancel", (PyCFunction)(void (*)(void))waiter_cancel, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("cancel($self, msg=None)\n--\n\n"
+               "Have the task go on with CancelledError; False if it goes on already.")},
+    {"result", (PyCFunction)waiter_result, METH_NOARGS,
+     PyDoc_STR("result($self)\n--\n\nRaise CancelledError if it was cancelled.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef waiter_members[] = {
+    {"_asyncio_future_blocking", T_BOOL, offsetof(Waiter, blocking), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef waiter_getset[] = {
+    {"waiting", (getter)waiter_waiting, NULL, PyDoc_STR("Whether a task waits."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot waiter_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("_loop.PureWaiter, but fast.")},
+    {Py_tp_new, waiter_new},
+    {Py_tp_dealloc, waiter_dealloc},
+    {Py_tp_traverse, waiter_traverse},
+    {Py_tp_clear, waiter_clear},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, waiter_next},
+    {Py_am_await, waiter_await},
+    {Py_am_send, waiter_send},
+    {Py_tp_methods, waiter_methods},
+    {Py_tp_members, waiter_members},
+    {Py_tp_getset, waiter_getset},
+    {0, NULL},
+};
+
+static PyType_Spec waiter_spec = {
+    .name = "asyncwebsockets._nativeloop.Waiter",
+    .basicsize = sizeof(Waiter),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = waiter_slots,
+};
+
+
+/* ---- CancellationLook ---- */
+
+typedef struct {
+    PyObject_HEAD
+    State *state;
+    PyObject *current_task, *loop, *task_states;
+} Look;
+
+static PyObject *
+look_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"current_task", "loop", "task_states", NULL};
+    PyObject *current_task, *loop, *task_states;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO!:CancellationLook", names, &current_task,
+                                     &loop, &PyDict_Type, &task_states))
+        return NULL;
+    Look *self = (Look *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->state = state_of(type);
+    self->current_task = Py_NewRef(current_task);
+    self->loop = Py_NewRef(loop);
+    self->task_states = Py_NewRef(task_states);
+    return (PyObject *)self;
+}
+
+/* Return the innermost cancel scope of the running task, None if there is none. */
+static PyObject *
+innermost_scope(Look *self)
+{
+    PyObject *task = PyObject_CallOneArg(self->current_task, self->loop);
+    if (task == NULL || task == Py_None)
+        return task;
+    PyObject *key = PyWeakref_NewRef(task, NULL);
+    Py_DECREF(task);
+    if (key == NULL)
+        return NULL;
+    PyObject *task_state = PyDict_GetItemWithError(self->task_states, key);
+    Py_XINCREF(task_state);
+    Py_DECREF(key);
+    if (task_state == NULL)
+        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    PyObject *scope = PyObject_GetAttr(task_state, self->state->cancel_scope);
+    Py_DECREF(task_state);
+    return scope;
+}
+
+/* Whether an attribute of an object is true, or -1. */
+static int
+has(PyObject *object, PyObject *name)
+{
+    PyObject *value = PyObject_GetAttr(object, name);
+    int result = value == NULL ? -1 : PyObject_IsTrue(value);
+    Py_XDECREF(value);
+    return result;
+}
+
+/* Whether the running task's next checkpoint would raise, or -1. */
+static int
+is_cancelled(Look *self)
+{
+    State *state = self->state;
+    PyObject *scope = innermost_scope(self);
+    while (scope != NULL && scope != Py_None) {
+        int cancelled = has(scope, state->_cancel_called);
+        int shielded = cancelled == 0 ? has(scope, state->_shield) : cancelled;
+        if (shielded != 0) {
+            Py_DECREF(scope);
+            return cancelled != 0 ? cancelled : shielded < 0 ? -1 : 0;
+        }
+        Py_SETREF(scope, PyObject_GetAttr(scope, state->_parent_scope));
+    }
+    Py_XDECREF(scope);
+    return scope == NULL ? -1 : 0;
+}
+
+static PyObject *
+look_call(Look *self, PyObject *args, PyObject *kwargs)
+{
+    if (PyTuple_GET_SIZE(args) != 0 || (kwargs != NULL && PyDict_GET_SIZE(kwargs) != 0)) {
+        PyErr_SetString(PyExc_TypeError, "expected no arguments");
+        return NULL;
+    }
+    int result = is_cancelled(self);
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
+static int
+look_traverse(Look *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->current_task);
+    Py_VISIT(self->loop);
+    Py_VISIT(self->task_states);
+    return 0;
+}
+
+static void
+look_dealloc(Look *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_XDECREF(self->current_task);
+    Py_XDECREF(self->loop);
+    Py_XDECREF(self->task_states);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot look_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("What _loop.cancellation_look returns on asyncio, but fast.")},
+    {Py_tp_new, look_new},
+    {Py_tp_dealloc, look_dealloc},
+    {Py_tp_traverse, look_traverse},
+    {Py_tp_call, look_call},
+    {0, NULL},
+};
+
+static PyType_Spec look_spec = {
+    .name = "asyncwebsockets._nativeloop.CancellationLook",
+    .basicsize = sizeof(Look),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = look_slots,
+};
+
+
+/* ---- Account ---- */
+
+typedef struct {
+    PyObject_HEAD
+    State *state;
+    PyObject *cancelled;
+    Py_ssize_t left;
+    int64_t until;
+    Py_ssize_t turn;
+} Account;
+
+static int64_t
+now(void)
+{
+#ifdef _WIN32
+    LARGE_INTEGER count, frequency;
+    QueryPerformanceCounter(&count);
+    QueryPerformanceFrequency(&frequency);
+    return (int64_t)((double)count.QuadPart * 1e9 / (double)frequency.QuadPart);
+#else
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+#endif
+}
+
+static void
+start_anew(Account *self)
+{
+    self->turn++;
+    self->left = MAX_BYTES;
+    self->until = now() + MAX_NANOSECONDS;
+}
+
+static PyObject *
+account_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"cancelled", NULL};
+    PyObject *cancelled;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:Account", names, &cancelled))
+        return NULL;
+    Account *self = (Account *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->state = state_of(type);
+    self->cancelled = Py_NewRef(cancelled);
+    start_anew(self);
+    return (PyObject *)self;
+}
+
+static PyObject *
+account_reset(Account *self, PyObject *Py_UNUSED(none))
+{
+    start_anew(self);
+    Py_RETURN_NONE;
+}
+
+/* Count an operation; whether a checkpoint is due before it, or -1. */
+static int
+is_due(Account *self, Py_ssize_t size)
+{
+    if (size < MIN_BYTES)
+        size = MIN_BYTES;
+    self->left = size < self->left ? self->left - size : 0;
+    if (self->left == 0 || now() >= self->until)
+        return 1;
+    if (Py_IS_TYPE(self->cancelled, self->state->CancellationLook))
+        return is_cancelled((Look *)self->cancelled);
+    PyObject *cancelled = PyObject_CallNoArgs(self->cancelled);
+    int result = cancelled == NULL ? -1 : PyObject_IsTrue(cancelled);
+    Py_XDECREF(cancelled);
+    return result;
+}
+
+static PyObject *
+account_due(Account *self, PyObject *number)
+{
+    Py_ssize_t size = PyNumber_AsSsize_t(number, NULL);
+    if (size == -1 && PyErr_Occurred())
+        return NULL;
+    int result = is_due(self, size);
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
+static int
+account_traverse(Account *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->cancelled);
+    return 0;
+}
+
+static void
+account_dealloc(Account *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_XDECREF(self->cancelled);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef account_methods[] = {
+    {"reset", (PyCFunction)account_reset, METH_NOARGS,
+     PyDoc_STR("reset($self)\n--\n\nStart anew: the scheduler has run.")},
+    {"due", (PyCFunction)account_due, METH_O,
+     PyDoc_STR("due($self, size, /)\n--\n\n"
+               "Count an operation on `size` bytes; whether a checkpoint is due before it.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef account_members[] = {
+    {"turn", T_PYSSIZET, offsetof(Account, turn), READONLY,
+     PyDoc_STR("Counts how often the scheduler was seen to run.")},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot account_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("pace.PureAccount, but fast.")},
+    {Py_tp_new, account_new},
+    {Py_tp_dealloc, account_dealloc},
+    {Py_tp_traverse, account_traverse},
+    {Py_tp_methods, account_methods},
+    {Py_tp_members, account_members},
+    {0, NULL},
+};
+
+static PyType_Spec account_spec = {
+    .name = "asyncwebsockets._nativeloop.Account",
+    .basicsize = sizeof(Account),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .slots = account_slots,
+};
+
+
+/* ---- Pipe ---- */
+
+typedef struct {
+    PyObject_HEAD
+    State *module;
+    PyObject *sock, *pace, *sink, *failure, *backlog;
+    Py_ssize_t written, sent, turn, pieces_sent;
+    char joins, in_turn, clogged;
+} Pipe;
+
+static PyObject *
+pipe_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    Pipe *self = (Pipe *)type->tp_alloc(type, 0);
+    if (self != NULL)
+        self->module = state_of(type);
+    return (PyObject *)self;
+}
+
+/* Whether its subclass has set up what the methods need, and the garbage collector has not taken
+   it away again. */
+static bool
+pipe_is_set_up(Pipe *self)
+{
+    bool result = self->sock != NULL && self->sink != NULL && self->failure != NULL
+                  && self->backlog != NULL && PyList_CheckExact(self->backlog)
+                  && self->pace != NULL && PyObject_TypeCheck(self->pace, self->module->Account);
+    if (!result)
+        PyErr_SetString(PyExc_AttributeError, "the pipe is not set up");
+    return result;
+}
+
+/* Take the OSError that was raised, or return NULL and leave what it is. */
+static PyObject *
+caught_os_error(void)
+{
+    if (!PyErr_ExceptionMatches(PyExc_OSError))
+        return NULL;
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *class, *error, *traceback;
+    PyErr_Fetch(&class, &error, &traceback);
+    PyErr_NormalizeException(&class, &error, &traceback);
+    Py_XDECREF(class);
+    Py_XDECREF(traceback);
+    return error;
+#endif
+}
+
+/* Keep what the socket has not taken, or note that it is broken. */
+static PyObject *
+keep_unsent(Pipe *self, PyObject *data, PyObject *error)
+{
+    PyObject *args[] = {(PyObject *)self, data, error};
+    return PyObject_VectorcallMethod(self->module->_keep_unsent, args, 3, NULL);
+}
+
+static PyObject *
+pipe_write(Pipe *self, PyObject *data)
+{
+    if (!pipe_is_set_up(self))
+        return NULL;
+    if (self->failure != Py_None)
+        Py_RETURN_NONE;
+    Py_ssize_t size = PyObject_Size(data);
+    if (size < 0)
+        return NULL;
+    self->written += size;
+    Py_ssize_t turn = ((Account *)self->pace)->turn;
+    if (PyList_GET_SIZE(self->backlog) > 0 || (self->joins && self->turn == turn))
+        return PyObject_CallMethodOneArg((PyObject *)self, self->module->_join, data);
+    self->turn = turn;
+    PyObject *number = PyObject_CallMethodOneArg(self->sock, self->module->send, data);
+    if (number == NULL) {
+        PyObject *error = caught_os_error();
+        PyObject *none = error == NULL ? NULL : keep_unsent(self, data, error);
+        Py_XDECREF(error);
+        return none;
+    }
+    Py_ssize_t sent = PyLong_AsSsize_t(number);
+    Py_DECREF(number);
+    if (sent == -1 && PyErr_Occurred())
+        return NULL;
+    self->sent += sent;
+    self->pieces_sent++;
+    if (sent >= size)
+        Py_RETURN_NONE;
+    PyObject *view = PyMemoryView_FromObject(data);
+    PyObject *rest = view == NULL ? NULL : PySequence_GetSlice(view, sent, size);
+    Py_XDECREF(view);
+    PyObject *none = rest == NULL ? NULL : keep_unsent(self, rest, Py_None);
+    Py_XDECREF(rest);
+    return none;
+}
+
+static PyObject *
+pipe_on_readable(Pipe *self, PyObject *Py_UNUSED(none))
+{
+    State *module = self->module;
+    if (!pipe_is_set_up(self))
+        return NULL;
+    PyObject *data = PyObject_CallMethodOneArg(self->sock, module->recv, module->read_size);
+    if (data == NULL) {
+        PyObject *error = caught_os_error();
+        PyObject *none = error == NULL ? NULL
+                                       : PyObject_CallMethodOneArg((PyObject *)self,
+                                                                   module->_receive_failed, error);
+        Py_XDECREF(error);
+        return none;
+    }
+    Py_ssize_t size = PyObject_Size(data);
+    if (size <= 0 || self->sink == Py_None) {
+        PyObject *none = size < 0 ? NULL
+                                  : PyObject_CallMethodOneArg((PyObject *)self,
+                                                              module->_receive_otherwise, data);
+        Py_DECREF(data);
+        return none;
+    }
+    start_anew((Account *)self->pace);
+    PyObject *sink = Py_NewRef(self->sink);
+    self->in_turn = 1;
+    PyObject *none = PyObject_CallMethodOneArg(sink, module->data_received, data);
+    self->in_turn = 0;
+    Py_DECREF(sink);
+    Py_DECREF(data);
+    if (none == NULL)
+        return NULL;
+    if (self->backlog == NULL || PyList_GET_SIZE(self->backlog) == 0)
+        return none;
+    Py_DECREF(none);
+    return PyObject_CallMethodNoArgs((PyObject *)self, module->_end_turn);
+}
+
+static int
+pipe_traverse(Pipe *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->sock);
+    Py_VISIT(self->pace);
+    Py_VISIT(self->sink);
+    Py_VISIT(self->failure);
+    Py_VISIT(self->backlog);
+    return 0;
+}
+
+static int
+pipe_clear(Pipe *self)
+{
+    Py_CLEAR(self->sock);
+    Py_CLEAR(self->pace);
+    Py_CLEAR(self->sink);
+    Py_CLEAR(self->failure);
+    Py_CLEAR(self->backlog);
+    return 0;
+}
+
+static void
+pipe_dealloc(Pipe *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    pipe_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef pipe_methods[] = {
+    {"write", (PyCFunction)pipe_write, METH_O,
+     PyDoc_STR("write($self, data, /)\n--\n\n"
+               "Send bytes, or take them to be sent behind those before.")},
+    {"on_readable", (PyCFunction)pipe_on_readable, METH_NOARGS,
+     PyDoc_STR("on_readable($self)\n--\n\n"
+               "Hand on what the socket has received. Called by the loop.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef pipe_members[] = {
+    {"_sock", T_OBJECT_EX, offsetof(Pipe, sock), 0, NULL},
+    {"_pace", T_OBJECT_EX, offsetof(Pipe, pace), 0, NULL},
+    {"_sink", T_OBJECT_EX, offsetof(Pipe, sink), 0, NULL},
+    {"_failure", T_OBJECT_EX, offsetof(Pipe, failure), 0, NULL},
+    {"_backlog", T_OBJECT_EX, offsetof(Pipe, backlog), 0, NULL},
+    {"_written", T_PYSSIZET, offsetof(Pipe, written), 0, NULL},
+    {"_sent", T_PYSSIZET, offsetof(Pipe, sent), 0, NULL},
+    {"_turn", T_PYSSIZET, offsetof(Pipe, turn), 0, NULL},
+    {"pieces_sent", T_PYSSIZET, offsetof(Pipe, pieces_sent), 0, NULL},
+    {"_joins", T_BOOL, offsetof(Pipe, joins), 0, NULL},
+    {"_in_turn", T_BOOL, offsetof(Pipe, in_turn), 0, NULL},
+    {"clogged", T_BOOL, offsetof(Pipe, clogged), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot pipe_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("_pipe.PurePipe, but fast.")},
+    {Py_tp_new, pipe_new},
+    {Py_tp_dealloc, pipe_dealloc},
+    {Py_tp_traverse, pipe_traverse},
+    {Py_tp_clear, pipe_clear},
+    {Py_tp_methods, pipe_methods},
+    {Py_tp_members, pipe_members},
+    {0, NULL},
+};
+
+static PyType_Spec pipe_spec = {
+    .name = "asyncwebsockets._nativeloop.Pipe",
+    .basicsize = sizeof(Pipe),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .slots = pipe_slots,
+};
+
+
+/* ---- Lane ---- */
+
+typedef struct {
+    PyObject_HEAD
+    State *module;
+    PyObject *codec, *transport, *pace, *state, *receiver, *queue, *pongs, *violation;
+    Py_ssize_t limit;
+    char undecoded, direct, heard;
+} Lane;
+
+static PyObject *
+lane_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    Lane *self = (Lane *)type->tp_alloc(type, 0);
+    if (self != NULL)
+        self->module = state_of(type);
+    return (PyObject *)self;
+}
+
+/* Whether the channel has set up what the methods need, and the garbage collector has not taken
+   it away again. */
+static bool
+is_set_up(Lane *self)
+{
+    bool result = self->codec != NULL && self->transport != NULL && self->queue != NULL
+                  && self->pace != NULL && PyObject_TypeCheck(self->pace, self->module->Account);
+    if (!result)
+        PyErr_SetString(PyExc_AttributeError, "the channel is not set up");
+    return result;
+}
+
+static bool
+is_open(Lane *self)
+{
+    return self->state == self->module->open;
+}
+
+/* Whether a list has items. */
+static bool
+has_items(PyObject *list)
+{
+    return list != NULL && PyList_CheckExact(list) && PyList_GET_SIZE(list) > 0;
+}
+
+static PyObject *
+next_message(Lane *self)
+{
+    PyObject *limit = PyLong_FromSsize_t(self->limit);
+    if (limit == NULL)
+        return NULL;
+    PyObject *args[] = {self->codec, limit};
+    PyObject *event = PyObject_VectorcallMethod(self->module->next_message, args, 2, NULL);
+    Py_DECREF(limit);
+    return event;
+}
+
+static PyObject *
+lane_begin_receive(Lane *self, PyObject *Py_UNUSED(none))
+{
+    Py_ssize_t queued = is_set_up(self) ? PyObject_Size(self->queue) : -1;
+    if (queued < 0)
+        return NULL;
+    if (queued > 0)
+        return PyObject_CallMethodNoArgs((PyObject *)self, self->module->_take_queued);
+    if (!is_open(self) || self->violation != Py_None)
+        Py_RETURN_NONE;
+    int pending = self->direct ? has(self->codec, self->module->pending) : 0;
+    int due = pending > 0 ? is_due((Account *)self->pace, 0) : 0;
+    if (pending < 0 || due < 0)
+        return NULL;
+    if (pending && !due) {
+        PyObject *event = next_message(self);
+        if (event != Py_None)
+            return event;
+        Py_DECREF(event);
+    }
+    return Py_NewRef(self->receiver != NULL ? self->receiver : Py_None);
+}
+
+static PyObject *
+read_otherwise(Lane *self, PyObject *data)
+{
+    return PyObject_CallMethodOneArg((PyObject *)self, self->module->_read, data);
+}
+
+static PyObject *
+lane_data_received(Lane *self, PyObject *data)
+{
+    State *module = self->module;
+    if (!is_set_up(self))
+        return NULL;
+    self->heard = 1;
+    if (!PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0 || self->undecoded
+        || self->receiver == NULL || !Py_IS_TYPE(self->receiver, module->Waiter)
+        || ((Waiter *)self->receiver)->wakeup == NULL)
+        return read_otherwise(self, data);
+    PyObject *none = PyObject_CallMethodOneArg(self->codec, module->receive_data, data);
+    if (none == NULL)
+        return NULL;
+    Py_DECREF(none);
+    PyObject *event = next_message(self);
+    if (event == NULL)
+        return NULL;
+    if (event != Py_None) {
+        PyObject *receiver = Py_NewRef(self->receiver);
+        self->direct = self->undecoded = 1;
+        int resumed = resume_with((Waiter *)receiver, event);
+        self->direct = 0;
+        Py_DECREF(receiver);
+        Py_DECREF(event);
+        if (resumed < 0)
+            return NULL;
+        int pending = has(self->codec, module->pending);
+        if (pending < 0)
+            return NULL;
+        if (!pending && is_open(self)) {
+            self->undecoded = 0;
+            Py_RETURN_NONE;
+        }
+    }
+    else {
+        Py_DECREF(event);
+    }
+    return read_otherwise(self, Py_None);
+}
+
+/* Whether a transport is to be drained before more is written, or -1. */
+static int
+is_clogged(Lane *self, PyObject *transport)
+{
+    if (PyObject_TypeCheck(transport, self->module->Pipe))
+        return ((Pipe *)transport)->clogged;
+    return has(transport, self->module->clogged);
+}
+
+static PyObject *
+lane_begin_send(Lane *self, PyObject *data)
+{
+    State *module = self->module;
+    Py_ssize_t size;
+    if (!is_set_up(self))
+        return NULL;
+    if (PyBytes_CheckExact(data))
+        size = PyBytes_GET_SIZE(data);
+    else if (PyUnicode_CheckExact(data))
+        size = PyUnicode_GET_LENGTH(data);
+    else
+        Py_RETURN_FALSE;
+    if (!is_open(self) || has_items(self->pongs))
+        Py_RETURN_FALSE;
+    int hindered = is_clogged(self, self->transport);
+    if (hindered == 0)
+        hindered = is_due((Account *)self->pace, size);
+    if (hindered != 0)
+        return hindered < 0 ? NULL : Py_NewRef(Py_False);
+    PyObject *encode[] = {self->codec, data, Py_True};
+    PyObject *frame = PyObject_VectorcallMethod(module->encode_message, encode, 3, NULL);
+    if (frame == NULL)
+        return NULL;
+    PyObject *transport = Py_NewRef(self->transport);
+    PyObject *none = PyObject_CallMethodOneArg(transport, module->write, frame);
+    Py_DECREF(frame);
+    int clogged = none == NULL ? -1 : is_clogged(self, transport);
+    Py_DECREF(transport);
+    Py_XDECREF(none);
+    if (clogged <= 0)
+        return clogged < 0 ? NULL : Py_NewRef(Py_None);
+    return PyObject_CallMethodNoArgs((PyObject *)self, module->_drain);
+}
+
+static int
+lane_traverse(Lane *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->codec);
+    Py_VISIT(self->transport);
+    Py_VISIT(self->pace);
+    Py_VISIT(self->state);
+    Py_VISIT(self->receiver);
+    Py_VISIT(self->queue);
+    Py_VISIT(self->pongs);
+    Py_VISIT(self->violation);
+    return 0;
+}
+
+static int
+lane_clear(Lane *self)
+{
+    Py_CLEAR(self->codec);
+    Py_CLEAR(self->transport);
+    Py_CLEAR(self->pace);
+    Py_CLEAR(self->state);
+    Py_CLEAR(self->receiver);
+    Py_CLEAR(self->queue);
+    Py_CLEAR(self->pongs);
+    Py_CLEAR(self->violation);
+    return 0;
+}
+
+static void
+lane_dealloc(Lane *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    lane_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef lane_methods[] = {
+    {"begin_receive", (PyCFunction)lane_begin_receive, METH_NOARGS,
+     PyDoc_STR("begin_receive($self)\n--\n\n"
+               "Return a whole message, or what brings one or None.")},
+    {"data_received", (PyCFunction)lane_data_received, METH_O,
+     PyDoc_STR("data_received($self, data, /)\n--\n\n"
+               "Handle what a pipe has read by itself: resume who receives with a message.")},
+    {"begin_send", (PyCFunction)lane_begin_send, METH_O,
+     PyDoc_STR("begin_send($self, data, /)\n--\n\n"
+               "Send a message if that needs no waiting; return what to await for the rest.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef lane_members[] = {
+    {"_codec", T_OBJECT_EX, offsetof(Lane, codec), 0, NULL},
+    {"_transport", T_OBJECT_EX, offsetof(Lane, transport), 0, NULL},
+    {"_pace", T_OBJECT_EX, offsetof(Lane, pace), 0, NULL},
+    {"_state", T_OBJECT_EX, offsetof(Lane, state), 0, NULL},
+    {"_receiver", T_OBJECT_EX, offsetof(Lane, receiver), 0, NULL},
+    {"_queue", T_OBJECT_EX, offsetof(Lane, queue), 0, NULL},
+    {"_violation", T_OBJECT_EX, offsetof(Lane, violation), 0, NULL},
+    {"_pongs", T_OBJECT_EX, offsetof(Lane, pongs), 0, NULL},
+    {"_limit", T_PYSSIZET, offsetof(Lane, limit), 0, NULL},
+    {"_undecoded", T_BOOL, offsetof(Lane, undecoded), 0, NULL},
+    {"_direct", T_BOOL, offsetof(Lane, direct), 0, NULL},
+    {"_heard", T_BOOL, offsetof(Lane, heard), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot lane_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("_lane.PureLane, but fast.")},
+    {Py_tp_new, lane_new},
+    {Py_tp_dealloc, lane_dealloc},
+    {Py_tp_traverse, lane_traverse},
+    {Py_tp_clear, lane_clear},
+    {Py_tp_methods, lane_methods},
+    {Py_tp_members, lane_members},
+    {0, NULL},
+};
+
+static PyType_Spec lane_spec = {
+    .name = "asyncwebsockets._nativeloop.Lane",
+    .basicsize = sizeof(Lane),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .slots = lane_slots,
+};
+
+
+/* ---- The module ---- */
+
+/* Add a type, and return it as well; NULL with an exception. */
+static PyTypeObject *
+add_type(PyObject *module, PyType_Spec *spec)
+{
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type != NULL && PyModule_AddType(module, type) < 0)
+        Py_CLEAR(type);
+    return type;
+}
+
+/* Import a name from a module. */
+static PyObject *
+import_from(const char *module_name, const char *name)
+{
+    PyObject *module = PyImport_ImportModule(module_name);
+    if (module == NULL)
+        return NULL;
+    PyObject *object = PyObject_GetAttrString(module, name);
+    Py_DECREF(module);
+    return object;
+}
+
+static int
+module_exec(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+#define INTERN(name) \
+    state->name = PyUnicode_InternFromString(#name); \
+    if (state->name == NULL) \
+        return -1;
+    NAMES(INTERN)
+#undef INTERN
+    state->context_alone = PyTuple_Pack(1, state->context);
+    if (state->context_alone == NULL)
+        return -1;
+    state->CancelledError = import_from("asyncio.exceptions", "CancelledError");
+    PyObject *states = import_from("wsproto.connection", "ConnectionState");
+    if (state->CancelledError == NULL || states == NULL) {
+        Py_XDECREF(states);
+        return -1;
+    }
+    state->open = PyObject_GetAttrString(states, "OPEN");
+    Py_DECREF(states);
+    state->Waiter = add_type(module, &waiter_spec);
+    state->CancellationLook = add_type(module, &look_spec);
+    state->Account = add_type(module, &account_spec);
+    state->Pipe = add_type(module, &pipe_spec);
+    state->read_size = PyLong_FromLong(READ_SIZE);
+    PyTypeObject *lane = add_type(module, &lane_spec);
+    bool done = state->open != NULL && state->Waiter != NULL && state->CancellationLook != NULL
+                && state->Account != NULL && state->Pipe != NULL && state->read_size != NULL
+                && lane != NULL;
+    Py_XDECREF(lane);
+    return done ? 0 : -1;
+}
+
+static int
+module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    State *state = PyModule_GetState(module);
+    Py_VISIT(state->Waiter);
+    Py_VISIT(state->CancellationLook);
+    Py_VISIT(state->Account);
+    Py_VISIT(state->Pipe);
+    Py_VISIT(state->CancelledError);
+    Py_VISIT(state->open);
+    return 0;
+}
+
+static int
+module_clear(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    Py_CLEAR(state->Waiter);
+    Py_CLEAR(state->CancellationLook);
+    Py_CLEAR(state->Account);
+    Py_CLEAR(state->Pipe);
+    Py_CLEAR(state->read_size);
+    Py_CLEAR(state->CancelledError);
+    Py_CLEAR(state->open);
+    Py_CLEAR(state->context_alone);
+#define CLEAR(name) Py_CLEAR(state->name);
+    NAMES(CLEAR)
+#undef CLEAR
+    return 0;
+}
+
+static void
+module_free(void *module)
+{
+    module_clear(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "asyncwebsockets._nativeloop",
+    .m_doc = PyDoc_STR("What runs for every message beside the codec, in C."),
+    .m_size = sizeof(State),
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC
+PyInit__nativeloop(void)
+{
+    return PyModuleDef_Init(&module_def);
+}

@@ -1,0 +1,20 @@
+# Each is used in place of its twin in Python, and typed as that.
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ._lane import PureLane as Lane
+from ._loop import PureWaiter as Waiter
+from ._pipe import PurePipe as Pipe
+from .pace import PureAccount as Account
+
+__all__ = ["Account", "CancellationLook", "Lane", "Pipe", "Waiter"]
+
+class CancellationLook:
+    def __init__(
+        self,
+        current_task: Callable[[asyncio.AbstractEventLoop], object],
+        loop: asyncio.AbstractEventLoop,
+        task_states: dict[Any, Any],
+    ) -> None: ...
+    def __call__(self) -> bool: ...
