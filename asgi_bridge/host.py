@@ -12,6 +12,7 @@ import anyio
 from asyncwebsockets import ConnectionClosed, Reject, Settings, serve
 from asyncwebsockets.events import AcceptConnection, Message
 from asyncwebsockets.handshake import accept_headers, normalize_headers
+from asyncwebsockets.server import stray_cancellations
 
 from .lifespan import Lifespan
 from .messages import (
@@ -85,7 +86,7 @@ class Connection:
     async def run(self, app: Application, scope: Scope) -> None:
         """Run the application to its end."""
         try:
-            with self.scope:
+            with self.scope, stray_cancellations():
                 await app(scope, self.receive, self.send)
         except Exception as exc:
             self._error = exc

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
+from asyncwebsockets.server import stray_cancellations
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -106,7 +108,8 @@ class Lifespan:
             "state": self._state,
         }
         try:
-            await self._app(scope, self._app_receives.receive, self._send)
+            with stray_cancellations():
+                await self._app(scope, self._app_receives.receive, self._send)
         except Exception as exc:
             self._error = exc
         finally:

@@ -43,7 +43,13 @@ if TYPE_CHECKING:
     OnHttp = Callable[[Request], Awaitable[Reject | None]]
     OnHandshakeError = Callable[[Request | None, Exception], object]
 
-__all__ = ["Server", "create_websocket_server", "open_websocket_server", "serve"]
+__all__ = [
+    "Server",
+    "create_websocket_server",
+    "open_websocket_server",
+    "serve",
+    "stray_cancellations",
+]
 
 logger: logging.Logger = logging.getLogger("asyncwebsockets")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import logging
 import random
@@ -814,6 +815,61 @@ async def test_a_crash_does_not_touch_another_connection() -> None:
             await second.send("hello")
             assert await second.receive_text() == "alive"
         await server.close()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("accepts", [False, True])
+async def test_a_stray_cancellation_is_the_crash_of_one_connection(
+    accepts: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if scope["path"] == "/alive" or accepts:
+            await send(ACCEPT)
+        if scope["path"] == "/alive":
+            await receive()
+            await send({"type": "websocket.send", "text": "alive"})
+        else:
+            await cancelled()
+
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0, lifespan="off"))
+        url = f"ws://127.0.0.1:{server.port}"
+        async with open_websocket(f"{url}/alive") as alive:
+            if accepts:
+                async with open_websocket(f"{url}/stray") as ws:
+                    assert (await drained(ws))[1] == 1011
+            else:
+                with pytest.raises(Rejected) as caught:
+                    async with open_websocket(f"{url}/stray"):
+                        pytest.fail("it was rejected")
+                assert caught.value.status == 500
+            await alive.send("hello")
+            assert await alive.receive_text() == "alive"
+        await server.close()
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is RuntimeError
+
+
+async def cancelled() -> None:
+    """Await what is cancelled, so that this is raised here."""
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_stray_cancellation_in_the_lifespan() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await cancelled()
+        await send(ACCEPT)
+
+    async with open_websocket_app(app, "/") as ws:
+        assert await drained(ws) == ([], 1000, "")
+    with pytest.raises(RuntimeError, match="cancellation"):
+        await serve_app(app, "127.0.0.1", 0, lifespan="on")
 
 
 async def test_what_the_application_raised_is_raised_in_process() -> None:
