@@ -177,6 +177,12 @@ class _Handshaking:
         # Bytes that came behind the request while the filter ran.
         self._early = bytearray()
         self._answering = False
+        self._failure: Exception | None = None
+
+    @property
+    def failure(self) -> Exception | None:
+        """What the user's code raised, of whatever class: filter, body of an answer, on_http."""
+        return self._failure
 
     @property
     def request(self) -> Request | None:
@@ -251,6 +257,11 @@ class _Handshaking:
             await self._answer(transport, handshake, decision)
             body = decision.body if isinstance(decision.body, bytes) else b""
             return Rejected(decision.status, _as_raw(decision), body)
+        except _UsersError as exc:
+            self._failure = exc.error
+            if not self._answering:
+                await self._answer(transport, handshake, Reject(500))
+            return exc.error
         except InvalidHandshake as exc:
             explanation = f"{exc}\n".encode()
             headers = [*exc.headers, (b"Content-Type", b"text/plain; charset=utf-8")]
@@ -259,7 +270,7 @@ class _Handshaking:
         except (TransportLost, HandshakeError):
             raise
         except Exception as exc:
-            # The filter's, or that of the body it gave.
+            # What the filter returned cannot be sent.
             if not self._answering:
                 await self._answer(transport, handshake, Reject(500))
             return exc
@@ -302,7 +313,7 @@ class _Handshaking:
         if not handshake.upgrade:
             answer = None
             if self._on_http is not None:
-                with stray_cancellations():
+                with _users_code():
                     answer = await self._on_http(request)
             if answer is not None:
                 return answer
@@ -334,7 +345,7 @@ class _Handshaking:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(watch)
             try:
-                with stray_cancellations():
+                with _users_code():
                     result = await filter(request)
                 done = True
             except anyio.get_cancelled_exc_class():
@@ -362,7 +373,11 @@ class _Handshaking:
                 return
             await transport.send(head)
             async with response.pieces() as pieces:
-                async for piece in pieces:
+                while True:
+                    with _users_code():
+                        piece = await anext(pieces, None)
+                    if piece is None:
+                        break
                     data = handshake.reject_body(piece)
                     if data:
                         await transport.send(data)
@@ -384,6 +399,24 @@ def stray_cancellations() -> Generator[None, None, None]:
         if anyio.current_effective_deadline() == -math.inf:
             raise
         raise RuntimeError("a cancellation came out of something that was awaited") from exc
+
+
+class _UsersError(Exception):
+    """Carries an exception of the user's code past the places where its class means another."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextlib.contextmanager
+def _users_code() -> Generator[None, None, None]:
+    """Mark what the user's code within raises: a client's handshake may be what fails there."""
+    try:
+        with stray_cancellations():
+            yield
+    except Exception as exc:
+        raise _UsersError(exc) from None
 
 
 def _as_raw(response: Reject) -> list[tuple[bytes, bytes]]:
@@ -589,12 +622,11 @@ class Server:
         try:
             try:
                 opened = await handshake.run()
-            except HandshakeError as exc:
-                logger.debug("a handshake came to nothing: %s", exc)
-                self._report(handshake, exc)
-                return
             except Exception as exc:
-                logger.exception("the filter failed; the client got status 500")
+                if isinstance(exc, HandshakeError) and handshake.failure is None:
+                    logger.debug("a handshake came to nothing: %s", exc)
+                else:
+                    logger.exception("the filter failed; the client got status 500")
                 self._report(handshake, exc)
                 return
             finally:

@@ -20,6 +20,7 @@ from asyncwebsockets import (
     ConnectionClosedOK,
     Deflate,
     HandshakeError,
+    HandshakeTimeout,
     InvalidHandshake,
     Reject,
     Rejected,
@@ -358,6 +359,40 @@ async def test_a_filters_exception_is_raised_as_it_is() -> None:
         with pytest.raises(KeyError) as caught:
             await create_websocket_server(far, filter)
     assert caught.value is own
+
+
+# As one raises that is a client itself, of another server.
+ANOTHERS = [
+    Rejected(404),
+    InvalidHandshake("another's", 418),
+    HandshakeTimeout("another's"),
+    ConnectionResetError("another's"),
+]
+
+
+@pytest.mark.parametrize("error", ANOTHERS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("where", ["filter", "body", "on_http"])
+async def test_an_exception_about_another_handshake_is_a_failure_as_any_other(
+    error: Exception, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken_body() -> AsyncIterator[bytes]:
+        yield b"so far"
+        raise error
+
+    async def broken(request: Request) -> Reject:
+        if where == "body":
+            return Reject(503, (), broken_body())
+        raise error
+
+    kwargs: dict[str, Any] = {"on_http" if where == "on_http" else "filter": broken}
+    async with serving(**kwargs) as (_, url):
+        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" if where == "on_http" else REQUEST
+        answer = await raw_request(url, request)
+    assert answer.startswith(b"HTTP/1.1 503 " if where == "body" else b"HTTP/1.1 500 ")
+    assert b"another's" not in answer
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
 
 
 async def test_a_client_that_leaves_cancels_the_filter(pairs: Pairs) -> None:

@@ -312,6 +312,21 @@ async def test_a_denial_response(
     assert len(lengths) <= 1
 
 
+async def test_an_application_whose_own_client_is_rejected_is_500(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise Rejected(404)
+
+    with pytest.raises(Rejected) as caught:
+        async with over_tcp(app, "/"):
+            pytest.fail("it was rejected")
+    assert caught.value.status == 500
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is Rejected
+
+
 @pytest.mark.parametrize("denies", [False, True])
 @pytest.mark.parametrize("raises", [False, True])
 async def test_an_application_that_does_not_answer_is_500(
