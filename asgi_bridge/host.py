@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import os
     import socket
     import ssl as _ssl
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 
     from anyio.abc import TaskGroup, TaskStatus
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -124,6 +124,11 @@ class Connection:
     def lost(self) -> None:
         """Note that the handshake has not."""
         self._settled.set()
+
+    @property
+    def error(self) -> Exception | None:
+        """What the application raised, unless it was told already."""
+        return self._error
 
     def take_error(self) -> Exception | None:
         """Return what the application raised to the first who asks, so that it is told once."""
@@ -281,6 +286,8 @@ class Host:
     ) -> None:
         #: Where the application runs.
         self.tasks: TaskGroup = tasks
+        #: Told what the application raises, whatever becomes of it besides.
+        self.on_error: Callable[[Exception], object] | None = None
         self._app = app
         self._root_path = root_path
         self._state = state
@@ -298,8 +305,11 @@ class Host:
     async def _run(self, connection: Connection, scope: Scope) -> None:
         try:
             await connection.run(self._app, scope)
+            error = connection.error
+            if self.on_error is not None and error is not None and not _is_disconnection(error):
+                self.on_error(error)
             if connection.gone:
-                _log_failure(connection)
+                self._log_failure(connection)
         finally:
             self._running -= 1
             self._idle.set()
@@ -327,7 +337,7 @@ class Host:
         if connection is not None:
             connection.lost()
             if connection.ended.is_set():
-                _log_failure(connection)
+                self._log_failure(connection)
 
     async def handler(self, websocket: Websocket) -> None:
         """Hand the application its connection, and wait until it has ended.
@@ -350,12 +360,11 @@ class Host:
         else:
             raise error
 
-
-def _log_failure(connection: Connection) -> None:
-    """Log what the application raised when there is no connection to be ended by it."""
-    error = connection.take_error()
-    if error is not None and not _is_disconnection(error):
-        logger.error("the application failed without a connection", exc_info=error)
+    def _log_failure(self, connection: Connection) -> None:
+        """Log what the application raised when there is no connection to be ended by it."""
+        error = connection.take_error()
+        if error is not None and self.on_error is None and not _is_disconnection(error):
+            logger.error("the application failed without a connection", exc_info=error)
 
 
 def _is_disconnection(error: BaseException) -> bool:

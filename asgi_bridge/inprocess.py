@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .lifespan import Application
 
 __all__ = ["MemoryConnection", "open_websocket_app"]
+
+logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
 
 @asynccontextmanager
@@ -58,7 +61,8 @@ async def open_websocket_app(
         root_path: as in :func:`serve_app`.
         lifespan: as in :func:`serve_app`.
         raise_app_exceptions: raise what the application raised when the block is left, rather
-            than only close with 1011 or answer 500.
+            than only close with 1011 or answer 500. Where the block failed before the
+            application did, its own exception comes out, and the application's is logged.
         settings: limits and options of both sides.
 
     Raises:
@@ -69,23 +73,34 @@ async def open_websocket_app(
     """
     settings = settings or Settings()
     served: MemoryConnection | None = None
+    # Whether it is the block that has failed, and not the connection or the application.
+    blocks_own = False
     try:
         async with hosted(app, root_path=root_path, lifespan=lifespan) as hosting:
             served = MemoryConnection(hosting, settings)
+            if raise_app_exceptions:
+                hosting.on_error = served.failed
             hosting.tasks.start_soon(served.run)
             try:
                 async with open_websocket_client(
                     served.near, "localhost", path, headers, subprotocols, settings=settings
                 ) as websocket:
-                    yield websocket
+                    try:
+                        yield websocket
+                    except Exception as exc:
+                        blocks_own = served.error is None and not websocket.is_end(exc)
+                        raise
             finally:
                 with anyio.move_on_after(settings.drain_timeout):
                     await served.ended.wait()
                     await hosting.wait_idle()
     except Exception as exc:
-        if served is not None and served.error is not None and raise_app_exceptions:
-            raise served.error from exc
-        raise
+        if served is None or served.error is None or not raise_app_exceptions:
+            raise
+        if blocks_own:
+            logger.error("the application failed as well", exc_info=served.error)
+            raise
+        raise served.error from exc
     if served.error is not None and raise_app_exceptions:
         raise served.error
 
@@ -123,12 +138,16 @@ class MemoryConnection:
             self._host.on_handshake_error(self._request, exc)
         except Exception as exc:
             self._host.on_handshake_error(self._request, exc)
-            self.error = exc
+            self.failed(exc)
         finally:
             # An abort reaches only the first half of a stapled stream.
             for half in self._halves:
                 half.close()
             self.ended.set()
+
+    def failed(self, error: Exception) -> None:
+        """Note what the application raised; it may be told again on its way."""
+        self.error = self.error or error
 
     async def _filter(self, request: Request) -> AcceptConnection | Reject:
         self._request = request

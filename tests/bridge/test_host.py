@@ -902,17 +902,54 @@ async def test_what_the_application_raised_is_raised_in_process() -> None:
     assert isinstance(caught.value.__cause__, Rejected)
 
 
-async def test_an_exception_of_the_block_comes_out_as_it_is() -> None:
+@pytest.mark.parametrize("denies", [False, True])
+async def test_what_it_raised_after_a_rejection_is_raised_in_process(denies: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if denies:
+            await send({"type": "websocket.http.response.start", "status": 401})
+            await send({"type": "websocket.http.response.body"})
+        else:
+            await send({"type": "websocket.close"})
+        raise LookupError("the application's own")
+
+    with pytest.raises(LookupError, match="own") as caught:
+        async with open_websocket_app(app, "/", lifespan="off"):
+            pytest.fail("it was rejected")
+    assert isinstance(caught.value.__cause__, Rejected)
+
+
+async def test_an_application_whose_own_client_is_rejected_raises_that_in_process() -> None:
+    own = Rejected(404)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise own
+
+    with pytest.raises(Rejected) as caught:
+        async with open_websocket_app(app, "/", lifespan="off"):
+            pytest.fail("it was rejected")
+    assert caught.value is own
+    assert isinstance(caught.value.__cause__, Rejected)
+    assert caught.value.__cause__.status == 500
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_an_exception_of_the_block_comes_out_as_it_is(
+    raises: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(ACCEPT)
         await receive()
         await receive()
+        if raises:
+            raise LookupError("because of that")
 
     error = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError) as caught:
         async with open_websocket_app(app, "/", lifespan="off"):
             raise error
     assert caught.value is error
+    logged = [record.exc_info for record in caplog.records]
+    assert [info and info[0] for info in logged] == [LookupError][: int(raises)]
 
 
 async def test_options_that_make_no_sense() -> None:
