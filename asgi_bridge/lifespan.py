@@ -66,14 +66,14 @@ class Lifespan:
         if self._mode == "off":
             return
         tasks.start_soon(self._run)
-        await self._ask("lifespan.startup")
-        if self._error is not None:
+        answer = await self._ask("lifespan.startup")
+        if answer is None and self._error is not None:
             if self._mode == "on":
                 raise self._error
             logger.debug("the application has no lifespan: %s", self._error)
             return
-        if self._answer is not None and self._answer["type"] == "lifespan.startup.failed":
-            raise LifespanFailed(self._answer.get("message") or "the startup has failed")
+        if answer is not None and answer["type"] == "lifespan.startup.failed":
+            raise LifespanFailed(answer.get("message") or "the startup has failed")
         self._supported = True
 
     async def shutdown(self) -> None:
@@ -84,12 +84,11 @@ class Lifespan:
             Exception: the application's own.
         """
         if self._supported and not self._ended.is_set():
-            self._answer, self._answered = None, anyio.Event()
-            await self._ask("lifespan.shutdown")
-            if self._error is not None:
+            answer = await self._ask("lifespan.shutdown")
+            if answer is None and self._error is not None:
                 raise self._error
-            if self._answer is not None and self._answer["type"] == "lifespan.shutdown.failed":
-                raise LifespanFailed(self._answer.get("message") or "the shutdown has failed")
+            if answer is not None and answer["type"] == "lifespan.shutdown.failed":
+                raise LifespanFailed(answer.get("message") or "the shutdown has failed")
         self.close()
 
     def close(self) -> None:
@@ -97,9 +96,12 @@ class Lifespan:
         self._to_app.close()
         self._app_receives.close()
 
-    async def _ask(self, kind: str) -> None:
+    async def _ask(self, kind: str) -> AsgiMessage | None:
+        """Return the application's answer, None if it has ended without one."""
+        self._answer, self._answered = None, anyio.Event()
         await self._to_app.send({"type": kind})
         await self._answered.wait()
+        return self._answer
 
     async def _run(self) -> None:
         scope = {
@@ -112,6 +114,9 @@ class Lifespan:
                 await self._app(scope, self._app_receives.receive, self._send)
         except Exception as exc:
             self._error = exc
+            # Frameworks raise what they have said already.
+            if self._answer is not None and not self._answer["type"].endswith(".failed"):
+                logger.error("the application's lifespan has failed", exc_info=exc)
         finally:
             self._ended.set()
             self._answered.set()

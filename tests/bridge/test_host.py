@@ -755,6 +755,57 @@ async def test_a_lifespan_that_fails(phase: str) -> None:
             assert phase == "shutdown"
 
 
+@pytest.mark.parametrize("phase", ["startup", "shutdown"])
+async def test_a_lifespan_that_crashes_when_nobody_asks_is_logged(
+    phase: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({**ACCEPT, "headers": [(b"x-state", b"1")] if "state" in scope else []})
+            return
+        while True:
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"].endswith(phase):
+                raise LookupError("the lifespan's own")
+
+    async with open_websocket_app(app, "/") as ws:
+        assert ws.response.header("x-state") == "1"
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is LookupError
+
+
+@pytest.mark.parametrize("phase", ["startup", "shutdown"])
+async def test_a_lifespan_that_fails_is_told_once(
+    phase: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send(ACCEPT)
+            return
+        while not (message := await receive())["type"].endswith(phase):
+            await send({"type": f"{message['type']}.complete"})
+        # As Starlette does.
+        await send({"type": f"lifespan.{phase}.failed", "message": "no database"})
+        raise LookupError("the lifespan's own")
+
+    with pytest.raises(LifespanFailed, match="no database"):
+        async with open_websocket_app(app, "/"):
+            assert phase == "shutdown"
+    assert not caplog.records
+
+
+async def test_a_framework_whose_startup_fails() -> None:
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
+        raise LookupError("no database")
+        yield
+
+    with pytest.raises(LifespanFailed, match="LookupError: no database"):
+        await serve_app(Starlette(lifespan=lifespan), "127.0.0.1", 0)
+
+
 async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "websocket":
         raise LookupError(scope["type"])
