@@ -49,7 +49,8 @@ __all__ = ["ClientDisconnected", "Host", "hosted", "serve_app"]
 
 logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
-# The seconds an application has to end that has no connection when the server is closed.
+# The seconds an application has to end that has no connection when the server is closed, and
+# once it was cancelled.
 _LAST_MOMENT = 1.0
 
 
@@ -293,7 +294,7 @@ class Host:
         self._state = state
         # Those in their handshake, by their requests' identity.
         self._connections: dict[int, Connection] = {}
-        self._running = 0
+        self._running: set[Connection] = set()
         self._idle = anyio.Event()
 
     async def wait_idle(self) -> None:
@@ -301,6 +302,13 @@ class Host:
         while self._running:
             self._idle = anyio.Event()
             await self._idle.wait()
+
+    async def end(self) -> None:
+        """Cancel the application wherever it still runs, and wait a moment for that."""
+        for connection in self._running:
+            connection.scope.cancel()
+        with anyio.move_on_after(_LAST_MOMENT):
+            await self.wait_idle()
 
     async def _run(self, connection: Connection, scope: Scope) -> None:
         try:
@@ -311,7 +319,7 @@ class Host:
             if connection.gone:
                 self._log_failure(connection)
         finally:
-            self._running -= 1
+            self._running.discard(connection)
             self._idle.set()
 
     async def filter(self, request: Request) -> AcceptConnection | Reject:
@@ -319,7 +327,7 @@ class Host:
         connection = Connection(request)
         scope = scope_from_request(request, self._root_path, self._state)
         self._connections[id(request)] = connection
-        self._running += 1
+        self._running.add(connection)
         self.tasks.start_soon(self._run, connection, scope)
         try:
             return await connection.decide()
@@ -388,13 +396,21 @@ async def hosted(
     async with anyio.create_task_group() as tasks:
         try:
             await live.startup(tasks)
-            yield Host(app, tasks, root_path=root_path, state=live.state)
+            host = Host(app, tasks, root_path=root_path, state=live.state)
+            try:
+                yield host
+            except Exception as exc:
+                # What the application has opened, it is to close in that case as well.
+                error = exc
+            await host.end()
             await live.shutdown()
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as exc:
             # Raised outside the group, which would wrap it.
-            error = exc
+            if error is not None:
+                logger.error("the application's shutdown has failed as well", exc_info=exc)
+            error = error or exc
         finally:
             live.close()
         tasks.cancel_scope.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import logging
 import random
+import socket
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+import asgi_bridge.host as host_module
 from asgi_bridge import (
     ClientDisconnected,
     LifespanFailed,
@@ -755,6 +757,39 @@ async def test_a_lifespan_that_fails(phase: str) -> None:
             assert phase == "shutdown"
 
 
+async def test_a_lifespan_ends_where_the_block_fails() -> None:
+    events: list[Any] = []
+    with pytest.raises(ZeroDivisionError):
+        async with open_websocket_app(living(events), "/"):
+            raise ZeroDivisionError
+    assert events[1:] == ["lifespan.startup", {"shared": [3]}, 1011, "lifespan.shutdown"]
+
+
+async def test_a_lifespan_ends_where_the_handshake_fails() -> None:
+    events: list[Any] = []
+    with pytest.raises(ValueError, match="path"):
+        async with open_websocket_app(living(events), "no path"):
+            pytest.fail("it was not opened")
+    assert events[1:] == ["lifespan.startup", "lifespan.shutdown"]
+
+
+async def test_a_lifespan_ends_where_nothing_can_be_listened_on() -> None:
+    events: list[Any] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock, pytest.raises(OSError):
+        await serve_app(living(events), "127.0.0.1", sock.getsockname()[1])
+    assert events[1:] == ["lifespan.startup", "lifespan.shutdown"]
+
+
+async def test_a_shutdown_that_fails_after_the_block(caplog: pytest.LogCaptureFixture) -> None:
+    answer = {"type": "lifespan.shutdown.failed", "message": "no database"}
+    with pytest.raises(ZeroDivisionError):
+        async with open_websocket_app(living([], shutdown=answer), "/"):
+            raise ZeroDivisionError
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is LifespanFailed
+
+
 @pytest.mark.parametrize("phase", ["startup", "shutdown"])
 async def test_a_lifespan_that_crashes_when_nobody_asks_is_logged(
     phase: str, caplog: pytest.LogCaptureFixture
@@ -804,6 +839,38 @@ async def test_a_framework_whose_startup_fails() -> None:
 
     with pytest.raises(LifespanFailed, match="LookupError: no database"):
         await serve_app(Starlette(lifespan=lifespan), "127.0.0.1", 0)
+
+
+async def test_what_has_no_connection_ends_before_the_lifespan_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(host_module, "_LAST_MOMENT", 0.1)
+    events: list[Any] = []
+    lives = living(events)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lives(scope, receive, send)
+            return
+        events.append("begun")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            events.append("cancelled")
+
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve_app, app, "127.0.0.1", 0))
+
+        async def wait_for_an_answer() -> None:
+            with pytest.raises(Rejected) as caught:
+                async with open_websocket(f"ws://127.0.0.1:{server.port}/"):
+                    pytest.fail("it was not accepted")
+            assert caught.value.status == 503
+
+        tasks.start_soon(wait_for_an_answer)
+        await until(lambda: "begun" in events)
+        await server.close()
+    assert events[1:] == ["lifespan.startup", "begun", "cancelled", "lifespan.shutdown"]
 
 
 async def without_lifespan(scope: Any, receive: Any, send: Any) -> None:
