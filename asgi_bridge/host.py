@@ -73,6 +73,9 @@ class Connection:
         self._request = request
         self._phase = Phase.CONNECTING
         self._connect_received = False
+        # Whether a call of `receive` waits for a message, and the event of its end for others.
+        self._receiving = False
+        self._turn: anyio.Event | None = None
         # The answer to the handshake, and the event of it or of the application's end.
         self._decision: AcceptConnection | Reject | None = None
         self._decided = anyio.Event()
@@ -155,14 +158,25 @@ class Connection:
             websocket = self._websocket
         if websocket is None:
             return disconnect_message(1006, None)
-        while True:
-            try:
-                event = await websocket.receive()
-            except ConnectionClosed:
-                await websocket.wait_closed()
-                return disconnect_message(websocket.close_code, websocket.close_reason)
-            if isinstance(event, Message):
-                return receive_message(event.data)
+        while self._receiving:
+            # Another call, of a task that may have been cancelled and not have noticed yet.
+            self._turn = self._turn or anyio.Event()
+            await self._turn.wait()
+        self._receiving = True
+        try:
+            while True:
+                try:
+                    event = await websocket.receive()
+                except ConnectionClosed:
+                    await websocket.wait_closed()
+                    return disconnect_message(websocket.close_code, websocket.close_reason)
+                if isinstance(event, Message):
+                    return receive_message(event.data)
+        finally:
+            self._receiving = False
+            if self._turn is not None:
+                self._turn.set()
+                self._turn = None
 
     async def send(self, message: AsgiMessage) -> None:
         """Do what a message of the application says.

@@ -612,6 +612,52 @@ async def test_receive_may_be_cancelled_at_any_time(connect: Connect) -> None:
     assert received == [str(number) for number in range(5_000)]
 
 
+async def test_several_tasks_may_receive(connect: Connect) -> None:
+    received: list[str] = []
+    ends: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+
+        async def take() -> None:
+            while (message := await receive())["type"] == "websocket.receive":
+                received.append(message["text"])
+            ends.append(message["code"])
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(take)
+
+    async with connect(app, "/") as ws:
+        for number in range(100):
+            await ws.send(str(number))
+        await ws.close(4000, "over")
+    assert sorted(received, key=int) == [str(number) for number in range(100)]
+    assert ends == [4000] * 5
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_receive_that_is_being_cancelled_does_not_keep_another(connect: Connect) -> None:
+    cancelled = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+        task = asyncio.ensure_future(receive())
+        for _ in range(10):
+            await checkpoint()
+        # It is not waited for, as is common.
+        task.cancel()
+        cancelled.set()
+        await send({**await receive(), "type": "websocket.send"})
+
+    async with connect(app, "/") as ws:
+        await cancelled.wait()
+        await ws.send("hello")
+        assert await ws.receive_text() == "hello"
+
+
 async def test_many_senders_do_not_tear_each_others_messages(connect: Connect) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(ACCEPT)
