@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -368,11 +369,11 @@ class WebsocketApp:
         try:
             if isinstance(decision, Reject):
                 logger.debug("the filter rejected a connection with %d", decision.status)
-                await _reject(decision, scope, send)
+                await _reject(decision, scope, partial(_answer, send))
                 return
             headers = _check_accept(decision)
-            await send(accept_message(decision, headers))
-        except OSError as exc:
+            await _answer(send, accept_message(decision, headers))
+        except _ClientLeft as exc:
             logger.debug("the client left before it was answered: %s", exc)
             return
         channel = AsgiChannel(
@@ -433,6 +434,17 @@ class WebsocketApp:
         if answered:
             return decide(result, request)
         return None if left else Reject(503)
+
+
+class _ClientLeft(Exception):
+    """The server refused an answer; the user's code may raise an OSError of its own."""
+
+
+async def _answer(send: Send, message: AsgiMessage) -> None:
+    try:
+        await send(message)
+    except OSError as exc:
+        raise _ClientLeft(str(exc)) from exc
 
 
 def _check_accept(accept: AcceptConnection) -> list[tuple[bytes, bytes]]:

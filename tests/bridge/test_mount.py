@@ -504,6 +504,20 @@ async def test_a_rejection(decision: Any, start: Any, bodies: list[bytes]) -> No
     assert peer.error is None
 
 
+async def test_a_body_that_fails() -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"a"
+        raise FileNotFoundError
+
+    async def reject(request: Request) -> object:
+        return Reject(503, (), broken())
+
+    async with run(never, reject, accepted=False, extensions=DENIAL) as peer:
+        assert (await peer.take())["status"] == 503
+        assert (await peer.take())["body"] == b"a"
+    assert isinstance(peer.error, FileNotFoundError)
+
+
 async def test_a_rejection_where_the_server_has_no_denials() -> None:
     async def reject(request: Request) -> object:
         return Reject(404, (), b"no")
