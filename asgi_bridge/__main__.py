@@ -152,6 +152,10 @@ def _serve(options: argparse.Namespace) -> int:
     except (ImportError, AttributeError, ValueError) as exc:
         logger.error("cannot load %s: %s", options.app, exc)
         return _NOT_STARTED
+    except Exception:
+        # Where in the application is what its author has to know.
+        logger.exception("cannot load %s", options.app)
+        return _NOT_STARTED
     backend = "trio" if options.loop == "trio" else "asyncio"
     backend_options: dict[str, Any] = {}
     if backend == "asyncio":
@@ -167,6 +171,8 @@ def _load(name: str) -> Application:
     found: Any = importlib.import_module(module)
     for attribute in attributes.split("."):
         found = getattr(found, attribute)
+    if not callable(found):
+        raise ValueError(f"expected an application that can be called, got {found!r:.100}")
     app: Application = found
     return app
 
@@ -197,15 +203,25 @@ async def _run(app: Application, options: argparse.Namespace) -> int:
         async with anyio.create_task_group() as tasks:
 
             async def serve(*, task_status: TaskStatus[Server]) -> None:
-                await serve_app(
-                    app,
-                    **listen,
-                    ssl=context,
-                    root_path=options.root_path,
-                    lifespan=options.lifespan,
-                    settings=_settings(options),
-                    task_status=task_status,
-                )
+                nonlocal status
+                try:
+                    await serve_app(
+                        app,
+                        **listen,
+                        ssl=context,
+                        root_path=options.root_path,
+                        lifespan=options.lifespan,
+                        settings=_settings(options),
+                        task_status=task_status,
+                    )
+                except Exception as exc:
+                    if server is None:
+                        raise
+                    said = isinstance(exc, LifespanFailed)
+                    logger.error(
+                        "the application did not end well: %s", exc, exc_info=None if said else exc
+                    )
+                    status = _FAILED
                 tasks.cancel_scope.cancel()
 
             async def close_when_told() -> None:
@@ -233,6 +249,11 @@ async def _run(app: Application, options: argparse.Namespace) -> int:
             except (OSError, ValueError) as exc:
                 logger.error("%s", exc)
                 status = _FAILED
+                tasks.cancel_scope.cancel()
+            except Exception:
+                # With --lifespan=on, it may be anything.
+                logger.exception("the application did not start")
+                status = _NOT_STARTED
                 tasks.cancel_scope.cancel()
             else:
                 scheme = "wss" if context is not None else "ws"

@@ -33,6 +33,17 @@ async def fails(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "lifespan.startup.failed", "message": "no database"})
 
 
+async def raises(scope: Any, receive: Any, send: Any) -> None:
+    raise LookupError("no database")
+
+
+async def fails_at_the_end(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.failed", "message": "no database"})
+
+
 async def hangs(scope: Any, receive: Any, send: Any) -> None:
     print("starting", file=sys.stderr, flush=True)
     await anyio.sleep_forever()

@@ -127,6 +127,48 @@ async def test_a_shutdown_that_takes_too_long_can_be_ended(loop: str) -> None:
         assert command.end() == 0
 
 
+async def test_a_shutdown_that_fails() -> None:
+    with running("--port=0", app="tests.bridge.commanded:fails_at_the_end") as command:
+        command.url()
+        command.process.send_signal(signal.SIGTERM)
+        command.read("ERROR the application did not end well: no database")
+        assert command.process.wait(15) == 1
+        assert command.process.stderr is not None
+        assert "Traceback" not in command.process.stderr.read()
+
+
+async def test_an_application_that_cannot_be_loaded_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 // 0\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for arguments in (["broken:app"], ["broken:app", "--workers=2", "--port=0"]):
+        done = await anyio.run_process(
+            [sys.executable, "-m", "asgi_bridge", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            check=False,
+        )
+        assert done.returncode == 3
+        said = done.stderr.decode()
+        assert "cannot load broken:app" in said
+        assert "ZeroDivisionError" in said
+
+
+async def test_a_lifespan_that_is_insisted_on() -> None:
+    done = await anyio.run_process(
+        [
+            *(sys.executable, "-m", "asgi_bridge", "tests.bridge.commanded:raises"),
+            *("--port=0", "--lifespan=on"),
+        ],
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 3
+    said = done.stderr.decode()
+    assert "the application did not start" in said
+    assert "LookupError: no database" in said
+    assert "ExceptionGroup" not in said
+
+
 async def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with running(f"--uds={path}") as command:
@@ -243,6 +285,7 @@ async def test_reload(tmp_path: Path) -> None:
     [
         (["nowhere:app"], 3, "cannot load nowhere:app: No module named 'nowhere'"),
         (["tests.bridge.commanded:nothing"], 3, "has no attribute 'nothing'"),
+        (["tests.bridge.commanded:ACCEPT"], 3, "expected an application that can be called"),
         (["tests.bridge.commanded"], 3, "expected an application as module:attribute"),
         (["tests.bridge.commanded:fails", "--port=0"], 3, "did not start: no database"),
         (["tests.bridge.commanded:fails", "--port=0", "--workers=2"], 3, "no database"),
