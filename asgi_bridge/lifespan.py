@@ -122,7 +122,7 @@ class Lifespan:
             self._answered.set()
 
     async def _send(self, message: AsgiMessage) -> None:
-        kind = message["type"]
+        kind = message.get("type")
         if kind not in (
             "lifespan.startup.complete",
             "lifespan.startup.failed",

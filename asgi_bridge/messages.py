@@ -5,6 +5,7 @@ The section "WebSocket" of the ASGI specification, HTTP & WebSocket message form
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -138,6 +139,8 @@ def read_sent(message: AsgiMessage) -> Sent:
         TypeError: a value is of another type than the specification has.
         ValueError: the type is unknown, or a value is not allowed.
     """
+    if not isinstance(message, Mapping):
+        raise TypeError(f"expected a message as a dict, got {message!r:.100}")
     kind = _get(message, "type", str)
     match kind:
         case "websocket.accept":
@@ -157,7 +160,7 @@ def read_sent(message: AsgiMessage) -> Sent:
         case "websocket.http.response.body":
             return DenialBody(
                 bytes(_get(message, "body", (bytes, bytearray, memoryview), b"")),
-                bool(message.get("more_body", False)),
+                _get(message, "more_body", bool, False),
             )
     raise ValueError(f"expected a websocket message, got one of type {kind!r}")
 
@@ -178,7 +181,9 @@ def _get(message: AsgiMessage, key: str, types: Any, default: Any = ...) -> Any:
     value = message.get(key)
     if value is None:
         if default is ...:
-            raise ValueError(f"expected {message.get('type', 'a message')} with {key!r}")
+            raise ValueError(
+                f"expected {message.get('type', 'a message')} with {key!r}, got {message!r:.100}"
+            )
         return default
     if not isinstance(value, types):
         names = types.__name__ if isinstance(types, type) else "bytes"
@@ -190,13 +195,16 @@ def _get(message: AsgiMessage, key: str, types: Any, default: Any = ...) -> Any:
 
 def _headers(message: AsgiMessage) -> RawHeaders:
     headers = []
-    for pair in message.get("headers") or ():
-        name, value = pair
-        if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise TypeError(
-                f"expected the headers of {message['type']} to be pairs of bytes, got {pair!r:.100}"
-            )
-        headers.append((name, value))
+    given = message.get("headers") or ()
+    for pair in given if isinstance(given, Iterable) else (given,):
+        match pair:
+            case (bytes(name), bytes(value)):
+                headers.append((name, value))
+            case _:
+                raise TypeError(
+                    f"expected the headers of {message['type']} to be pairs of bytes, "
+                    f"got {pair!r:.100}"
+                )
     return headers
 
 

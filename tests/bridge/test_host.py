@@ -449,7 +449,8 @@ async def test_text_and_bytes(connect: Connect) -> None:
     ("message", "error", "says"),
     [
         ({"type": "nope"}, ValueError, "one of type 'nope'"),
-        ({}, ValueError, "'type'"),
+        ({}, ValueError, "'type', got {}"),
+        (None, TypeError, "a dict, got None"),
         ({"type": "websocket.send"}, ValueError, "neither"),
         ({"type": "websocket.send", "text": None, "bytes": None}, ValueError, "neither"),
         ({"type": "websocket.send", "text": "a", "bytes": b"a"}, ValueError, "both"),
@@ -485,10 +486,18 @@ async def test_what_an_application_may_not_send(
         ({**ACCEPT, "subprotocol": 5}, TypeError, "'subprotocol'"),
         ({**ACCEPT, "headers": [(b"Sec-WebSocket-Protocol", b"a")]}, ValueError, "handshake"),
         ({**ACCEPT, "headers": [(b"a", b"b\r\nc: d")]}, ValueError, "control"),
-        ({**ACCEPT, "headers": [("a", "b")]}, TypeError, "pairs of bytes"),
+        ({**ACCEPT, "headers": [("a", "b")]}, TypeError, "pairs of bytes, got .'a', 'b'"),
+        ({**ACCEPT, "headers": [(b"a", b"b", b"c")]}, TypeError, "pairs of bytes, got"),
+        ({**ACCEPT, "headers": {b"ab": b"c"}}, TypeError, "pairs of bytes, got b'ab'"),
+        ({**ACCEPT, "headers": 5}, TypeError, "pairs of bytes, got 5"),
         ({"type": "websocket.send", "text": "a"}, RuntimeError, "got websocket.send"),
         ({"type": "websocket.http.response.start", "status": 101}, ValueError, "got 101"),
-        ({"type": "websocket.http.response.start"}, ValueError, "'status'"),
+        ({"type": "websocket.http.response.start"}, ValueError, "'status', got {'type'"),
+        (
+            {"type": "websocket.http.response.body", "more_body": "no"},
+            TypeError,
+            "'more_body' .* bool, got 'no'",
+        ),
         ({"type": "websocket.http.response.body"}, RuntimeError, "response.body"),
     ],
 )
@@ -946,8 +955,9 @@ async def test_an_application_that_ignores_its_lifespan() -> None:
 async def test_an_unknown_answer_to_the_lifespan() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        with pytest.raises(ValueError, match="lifespan protocol"):
-            await send({"type": "lifespan.nope"})
+        for message in ({"type": "lifespan.nope"}, {}):
+            with pytest.raises(ValueError, match="lifespan protocol"):
+                await send(message)
         await send({"type": "lifespan.startup.failed"})
 
     with pytest.raises(LifespanFailed, match="startup has failed"):
