@@ -132,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whatever is wrong with the files and numbers is said here, once.
         _tls(options)
         _settings(options)
+        if options.loop != "asyncio":
+            _require(options.loop, f"--loop={options.loop}")
         if options.workers > 1 or options.reload:
             return anyio.run(_Parent(options).run)
         return _serve(options)
@@ -297,7 +299,7 @@ class _Parent:
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit status."""
-        awatch = _import_watchfiles().awatch if self._options.reload else None
+        awatch = _require("watchfiles", "--reload").awatch if self._options.reload else None
         with ExitStack() as stack:
             sockets = self._listen(stack)
             async with anyio.create_task_group() as tasks:
@@ -414,7 +416,7 @@ class _Parent:
                 process.send_signal(number)
 
     async def _watch(self, awatch: Any) -> None:
-        python_files = _import_watchfiles().PythonFilter()
+        python_files = _require("watchfiles", "--reload").PythonFilter()
         async for _ in awatch(os.getcwd(), watch_filter=python_files):
             logger.info("a file has changed: starting anew")
             self._changed.set()
@@ -435,11 +437,11 @@ def _bind_unix(path: str, stack: ExitStack) -> socket.socket:
     return sock
 
 
-def _import_watchfiles() -> Any:
+def _require(package: str, option: str) -> Any:
     try:
-        return importlib.import_module("watchfiles")
+        return importlib.import_module(package)
     except ImportError:
-        raise ValueError("expected the package watchfiles for --reload, it is missing") from None
+        raise ValueError(f"expected the package {package} for {option}, it is missing") from None
 
 
 if __name__ == "__main__":

@@ -304,6 +304,24 @@ async def test_what_does_not_start(arguments: list[str], status: int, says: str)
 
 
 @pytest.mark.parametrize(
+    ("option", "package"),
+    [("--loop=uvloop", "uvloop"), ("--loop=trio", "trio"), ("--reload", "watchfiles")],
+)
+async def test_a_package_that_is_missing(
+    option: str,
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    status = await anyio.to_thread.run_sync(main, [APPLICATION, "--port=0", option])
+    assert status == 1
+    (record,) = caplog.records
+    assert f"the package {package} for {option}" in record.getMessage()
+    assert record.exc_info is None
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["a:b", "--workers=0"], "at least one worker"),
