@@ -63,6 +63,25 @@ _ABSOLUTE_FORM = re.compile(
 # Fields that would put a body where none belongs.
 _BODY_FIELDS = frozenset((b"content-length", b"transfer-encoding"))
 
+# A request as clients write it, in one piece. It is strict, so that h11, which is asked about
+# anything else, would read the same from it; each character has one way to match.
+_PLAIN_REQUEST = re.compile(
+    rb"GET ([!-~]+) HTTP/1\.1\r\n((?:[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*\r\n)*)\r\n"
+)
+
+# What every client sends need not be kept for each.
+_COMMON = {
+    field: field
+    for field in (
+        (b"Connection", b"Upgrade"),
+        (b"Sec-WebSocket-Version", b"13"),
+        (b"Upgrade", b"websocket"),
+    )
+}
+
+# The values of header fields by their names in lower case.
+_Fields: TypeAlias = dict[bytes, list[bytes]]
+
 
 def normalize_headers(headers: HeadersLike | None) -> RawHeaders:
     """Return header fields as pairs of bytes.
@@ -126,19 +145,20 @@ def _accept_token(key: bytes) -> bytes:
     return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
 
 
-def _values(headers: RawHeaders, name: bytes) -> list[bytes]:
-    return [value for field, value in headers if field.lower() == name]
+def _by_name(headers: RawHeaders) -> _Fields:
+    fields: _Fields = {}
+    for name, value in headers:
+        fields.setdefault(name.lower(), []).append(value)
+    return fields
 
 
-def _items(headers: RawHeaders, name: bytes) -> list[str]:
+def _items(fields: _Fields, name: bytes) -> list[str]:
     """Return the items of a list field over all its lines."""
-    return [
-        item for value in _values(headers, name) for item in split_list(value.decode("latin-1"))
-    ]
+    return [item for value in fields.get(name, ()) for item in split_list(value.decode("latin-1"))]
 
 
-def _has_token(headers: RawHeaders, name: bytes, token: str) -> bool:
-    return any(item.lower() == token for item in _items(headers, name))
+def _has_token(fields: _Fields, name: bytes, token: str) -> bool:
+    return any(item.lower() == token for item in _items(fields, name))
 
 
 def _phrase(status: int) -> bytes:
@@ -168,9 +188,11 @@ class ServerHandshake:
         remote_address: Address = None,
         secure: bool = False,
     ) -> None:
-        self._connection = h11.Connection(
-            h11.SERVER, max_incomplete_event_size=max_size if max_size is not None else 2**62
-        )
+        # Only made for a request that is not plain, and for an answer other than 101.
+        self._connection: h11.Connection | None = None
+        # The plain request, and what came behind it.
+        self._plain = b""
+        self._behind = b""
         self._max_size = max_size
         self._local_address = local_address
         self._remote_address = remote_address
@@ -191,10 +213,17 @@ class ServerHandshake:
             InvalidHandshake: the request cannot be accepted; its status and headers answer it.
             HandshakeError: the client left without a request; there is nothing to answer.
         """
-        self._received += len(data)
+        if not self._received:
+            self._received = len(data)
+            request = self._read_plain(data)
+            if request is not None:
+                return request
+        else:
+            self._received += len(data)
+        connection = self._http()
         try:
-            self._connection.receive_data(data)
-            event = self._connection.next_event()
+            connection.receive_data(data)
+            event = connection.next_event()
         except h11.RemoteProtocolError as exc:
             # h11 also knows 501 for transfer codings; a handshake has no body to code.
             status = 431 if exc.error_status_hint == 431 else 400
@@ -205,34 +234,72 @@ class ServerHandshake:
             raise HandshakeError("the client left without a request")
         if (
             self._max_size is not None
-            and self._received - len(self._connection.trailing_data[0]) > self._max_size
+            and self._received - len(connection.trailing_data[0]) > self._max_size
         ):
             raise InvalidHandshake(f"a request of more than {self._max_size} bytes", 431)
-        self._request = self._read(event)
-        return self._request
-
-    def _read(self, event: h11.Request) -> Request:
         headers = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items()]
-        method = event.method.decode("ascii")
-        self.upgrade = _has_token(headers, b"upgrade", "websocket")
+        return self._read(
+            event.method, event.target, event.http_version, headers, _by_name(headers)
+        )
+
+    def _http(self) -> h11.Connection:
+        """Return h11's side of it, which knows of the request."""
+        if self._connection is None:
+            self._connection = h11.Connection(
+                h11.SERVER,
+                max_incomplete_event_size=self._max_size if self._max_size is not None else 2**62,
+            )
+            if self._plain:
+                self._connection.receive_data(self._plain)
+                self._connection.next_event()
+        return self._connection
+
+    def _read_plain(self, data: bytes) -> Request | None:
+        """Return the request that the first bytes from the client are, None to ask h11."""
+        match = _PLAIN_REQUEST.match(data)
+        if match is None or (self._max_size is not None and match.end() > self._max_size):
+            return None
+        headers = []
+        for line in match[2].split(b"\r\n")[:-1]:
+            name, _, value = line.partition(b":")
+            field = (name, value.strip(b" \t"))
+            headers.append(_COMMON.get(field, field))
+        fields = _by_name(headers)
+        if len(fields.get(b"host", ())) != 1 or not fields.keys().isdisjoint(_BODY_FIELDS):
+            return None
+        self._plain, self._behind = match[0], data[match.end() :]
+        return self._read(b"GET", match[1], b"1.1", headers, fields)
+
+    def _read(
+        self,
+        raw_method: bytes,
+        raw_target: bytes,
+        http_version: bytes,
+        headers: RawHeaders,
+        fields: _Fields,
+    ) -> Request:
+        method = raw_method.decode("ascii")
+        subprotocols = _items(fields, b"sec-websocket-protocol")
+        extensions = _items(fields, b"sec-websocket-extensions")
+        self.upgrade = _has_token(fields, b"upgrade", "websocket")
         if self.upgrade:
             if method != "GET":
                 raise InvalidHandshake(
                     f"expected the method GET, got {method}", 405, [(b"Allow", b"GET")]
                 )
-            self._check_upgrade(event, headers)
+            self._check_upgrade(http_version, fields, subprotocols, extensions)
         elif method not in ("GET", "HEAD"):
             raise InvalidHandshake(
                 f"expected the method GET, got {method}", 405, [(b"Allow", b"GET")]
             )
-        if any(value.strip() != b"0" for value in _values(headers, b"content-length")) or _values(
-            headers, b"transfer-encoding"
+        if (
+            any(value.strip() != b"0" for value in fields.get(b"content-length", ()))
+            or b"transfer-encoding" in fields
         ):
             raise InvalidHandshake("expected a request without a body")
 
-        host = _values(headers, b"host")
-        target = event.target.decode("ascii")
-        authority = host[0].decode("latin-1") if host else ""
+        target = raw_target.decode("ascii")
+        authority = fields[b"host"][0].decode("latin-1") if b"host" in fields else ""
         absolute = _ABSOLUTE_FORM.match(target)
         if absolute is not None:
             # Its authority overrides Host (RFC 9112 section 3.2.2).
@@ -241,31 +308,38 @@ class ServerHandshake:
             target = target if target.startswith("/") else f"/{target}"
         if not target.startswith("/") or "#" in target:
             raise InvalidHandshake(f"expected a path as the request target, got {target!r}")
-        return Request(
+        self._request = Request(
             host=authority,
             target=target,
-            extensions=_items(headers, b"sec-websocket-extensions"),
+            extensions=extensions,
             extra_headers=[
-                (name.lower(), value)
+                (lower, value)
                 for name, value in headers
-                if name.lower() not in _OWN_FIELDS and name.lower() != b"host"
+                if (lower := name.lower()) not in _OWN_FIELDS and lower != b"host"
             ],
-            subprotocols=_items(headers, b"sec-websocket-protocol"),
+            subprotocols=subprotocols,
             method=method,
             headers=headers,
             local_address=self._local_address,
             remote_address=self._remote_address,
             secure=self._secure,
-            http_version=event.http_version.decode("ascii"),
+            http_version=http_version.decode("ascii"),
         )
+        return self._request
 
-    def _check_upgrade(self, event: h11.Request, headers: RawHeaders) -> None:
+    def _check_upgrade(
+        self,
+        http_version: bytes,
+        fields: _Fields,
+        subprotocols: Sequence[str],
+        extensions: Sequence[str],
+    ) -> None:
         """Check what RFC 6455 section 4.2.1 asks of the client."""
-        if event.http_version < b"1.1":
+        if http_version < b"1.1":
             raise InvalidHandshake("expected HTTP/1.1, got HTTP/1.0")
-        if not _has_token(headers, b"connection", "upgrade"):
+        if not _has_token(fields, b"connection", "upgrade"):
             raise InvalidHandshake('expected the token "Upgrade" in the Connection header field')
-        versions = _values(headers, b"sec-websocket-version")
+        versions = fields.get(b"sec-websocket-version", [])
         if len(versions) != 1:
             raise InvalidHandshake(
                 f"expected one Sec-WebSocket-Version header field, got {len(versions)}"
@@ -276,7 +350,7 @@ class ServerHandshake:
                 426,
                 [(b"Upgrade", b"websocket"), (b"Sec-WebSocket-Version", b"13")],
             )
-        keys = _values(headers, b"sec-websocket-key")
+        keys = fields.get(b"sec-websocket-key", [])
         if len(keys) != 1:
             raise InvalidHandshake(f"expected one Sec-WebSocket-Key header field, got {len(keys)}")
         self._key = keys[0]
@@ -286,13 +360,12 @@ class ServerHandshake:
             nonce = b""
         if len(nonce) != 16:
             raise InvalidHandshake("expected 16 bytes in base64 as Sec-WebSocket-Key")
-        subprotocols = _items(headers, b"sec-websocket-protocol")
         if len(set(subprotocols)) != len(subprotocols):
             raise InvalidHandshake(f"expected each subprotocol once, got {subprotocols}")
         for subprotocol in subprotocols:
             if not is_token(subprotocol):
                 raise InvalidHandshake(f"expected a token as a subprotocol, got {subprotocol!r}")
-        for extension in _items(headers, b"sec-websocket-extensions"):
+        for extension in extensions:
             try:
                 parse_extension(extension)
             except ValueError as exc:
@@ -301,7 +374,9 @@ class ServerHandshake:
     @property
     def trailing_data(self) -> bytes:
         """The bytes that came after the request."""
-        return bytes(self._connection.trailing_data[0])
+        if self._plain:
+            return self._behind
+        return bytes(self._http().trailing_data[0])
 
     def accept(
         self, event: AcceptConnection, extensions: Sequence[Extension]
@@ -339,12 +414,8 @@ class ServerHandshake:
         if answers:
             fields.append((b"Sec-WebSocket-Extensions", ", ".join(answers).encode("ascii")))
         fields += headers
-        # h11 is to see the end of the request before it switches.
-        self._connection.next_event()
-        data = self._connection.send(
-            h11.InformationalResponse(status_code=101, headers=fields, reason=_phrase(101))
-        )
-        assert data is not None
+        lines = [b"%s: %s\r\n" % field for field in fields]
+        data = b"".join([b"HTTP/1.1 101 Switching Protocols\r\n", *lines, b"\r\n"])
         return data, Response(101, fields), agreed
 
     def reject(self, response: Reject) -> bytes:
@@ -357,7 +428,7 @@ class ServerHandshake:
         names = {name.lower() for name, _ in headers}
         if isinstance(response.body, bytes) and names & _BODY_FIELDS:
             size = str(len(response.body)).encode("ascii")
-            if b"transfer-encoding" in names or _values(headers, b"content-length") != [size]:
+            if _by_name(headers).get(b"content-length") != [size] or b"transfer-encoding" in names:
                 raise ValueError(
                     f"expected no Transfer-Encoding and a Content-Length of {len(response.body)} "
                     "with a body of that many bytes"
@@ -371,7 +442,7 @@ class ServerHandshake:
         if b"connection" not in names:
             headers.append((b"Connection", b"close"))
         try:
-            data = self._connection.send(
+            data = self._http().send(
                 h11.Response(
                     status_code=response.status, headers=headers, reason=_phrase(response.status)
                 )
@@ -387,13 +458,14 @@ class ServerHandshake:
         Raises:
             ValueError: the body is not as long as its Content-Length says.
         """
-        if self._connection.our_state is not h11.SEND_BODY:
+        connection = self._http()
+        if connection.our_state is not h11.SEND_BODY:
             return b""
         bodyless = self._request is not None and self._request.method == "HEAD"
         try:
             if data is None:
-                return self._connection.send(h11.EndOfMessage()) or b""
-            return b"" if bodyless else self._connection.send(h11.Data(data=data)) or b""
+                return connection.send(h11.EndOfMessage()) or b""
+            return b"" if bodyless else connection.send(h11.Data(data=data)) or b""
         except h11.LocalProtocolError as exc:
             raise ValueError(f"the response's body cannot be sent: {exc}") from None
 
@@ -584,13 +656,14 @@ class ClientHandshake:
 
     def _check_switch(self, headers: RawHeaders) -> None:
         """Check what RFC 6455 section 4.1 asks of the server."""
-        if not _has_token(headers, b"upgrade", "websocket"):
+        fields = _by_name(headers)
+        if not _has_token(fields, b"upgrade", "websocket"):
             raise InvalidHandshake('expected "websocket" in the Upgrade header field of the 101')
-        if not _has_token(headers, b"connection", "upgrade"):
+        if not _has_token(fields, b"connection", "upgrade"):
             raise InvalidHandshake('expected "Upgrade" in the Connection header field of the 101')
-        if _values(headers, b"sec-websocket-accept") != [_accept_token(self._key)]:
+        if fields.get(b"sec-websocket-accept") != [_accept_token(self._key)]:
             raise InvalidHandshake("Sec-WebSocket-Accept does not match the request's key")
-        chosen = _values(headers, b"sec-websocket-protocol")
+        chosen = fields.get(b"sec-websocket-protocol")
         if chosen:
             subprotocol = chosen[0].decode("latin-1")
             if len(chosen) > 1 or subprotocol not in self.request.subprotocols:
@@ -599,7 +672,7 @@ class ClientHandshake:
                     f"got {', '.join(value.decode('latin-1') for value in chosen)}"
                 )
             self.subprotocol = subprotocol
-        for answer in _items(headers, b"sec-websocket-extensions"):
+        for answer in _items(fields, b"sec-websocket-extensions"):
             try:
                 name, _ = parse_extension(answer)
                 extension = next(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncwebsockets import (
@@ -116,6 +116,47 @@ def test_any_fields_are_a_request_or_an_invalid_one(lines: list[str], method: st
         assert b"host" in fields
         assert method == "GET"
         handshake.accept(AcceptConnection(), [])
+
+
+def outcome(*pieces: bytes) -> object:
+    handshake = ServerHandshake(max_size=500)
+    try:
+        results = [handshake.receive_data(piece) for piece in pieces]
+    except InvalidHandshake as exc:
+        return exc.status, exc.headers
+    return results[-1], handshake.upgrade, handshake.trailing_data
+
+
+@given(
+    lines=LINES,
+    start=st.sampled_from(
+        ["GET / HTTP/1.1", "HEAD / HTTP/1.1", "GET /\xe9 HTTP/1.1", "GET  / HTTP/1.1"]
+    ),
+    end=st.sampled_from(["\r\n", "\n"]),
+)
+@example(lines=["Host: h", "X:\ta \t b\xff ", "Y:"], start="GET / HTTP/1.1", end="\r\n")
+@example(lines=["Host: h", "X : a"], start="GET / HTTP/1.1", end="\r\n")
+@example(lines=["Host: h", "X: a\x01"], start="GET / HTTP/1.1", end="\r\n")
+@example(lines=["Host: h", "X: a\x00"], start="GET / HTTP/1.1", end="\r\n")
+@example(lines=["Host: h", "X: a\x7f"], start="GET / HTTP/1.1", end="\r\n")
+@example(lines=["Host: h", "X: a\rY: b"], start="GET / HTTP/1.1", end="\r\n")
+@example(lines=["Host: h", f"X: {'x' * 500}"], start="GET / HTTP/1.1", end="\r\n")
+def test_a_request_in_one_piece_is_read_as_in_two(lines: list[str], start: str, end: str) -> None:
+    data = end.join([start, *lines, "", ""]).encode("latin-1")
+    assert outcome(data) == outcome(data[:1], data[1:])
+
+
+@given(
+    at=st.integers(0, len(REQUEST)),
+    skip=st.integers(0, 3),
+    new=st.binary(max_size=3),
+    behind=st.binary(max_size=3),
+)
+def test_a_request_with_a_fault_in_one_piece_is_read_as_in_two(
+    at: int, skip: int, new: bytes, behind: bytes
+) -> None:
+    data = REQUEST[:at] + new + REQUEST[at + skip :] + behind
+    assert outcome(data) == outcome(data[:1], data[1:])
 
 
 @given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=5))
