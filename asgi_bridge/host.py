@@ -90,7 +90,7 @@ class Connection:
     async def run(self, app: Application, scope: Scope) -> None:
         """Run the application to its end."""
         try:
-            with self.scope, stray_cancellations():
+            with self.scope, stray_cancellations:
                 await app(scope, self.receive, self.send)
         except Exception as exc:
             self._error = exc

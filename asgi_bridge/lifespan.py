@@ -110,7 +110,7 @@ class Lifespan:
             "state": self._state,
         }
         try:
-            with stray_cancellations():
+            with stray_cancellations:
                 await self._app(scope, self._app_receives.receive, self._send)
         except Exception as exc:
             self._error = exc

@@ -338,6 +338,20 @@ class AsyncioSocket(SocketTransport, PushTransport):
         if self._arrived is not None:
             self._arrived.resume()
 
+    def _receive_now(self) -> bool:
+        """Take what is there for `receive`; whether that was anything, be it the end."""
+        try:
+            data = self._sock.recv(_READ_SIZE)
+        except _NOT_NOW:
+            return False
+        except OSError as exc:
+            self._break(exc)
+            return True
+        self._eof = not data
+        if data:
+            self._inbox.append(data)
+        return True
+
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""
         while True:
@@ -348,6 +362,9 @@ class AsyncioSocket(SocketTransport, PushTransport):
                 raise TransportLost(self._failure)
             if self._eof:
                 return b""
+            if not self._reading and self._receive_now():
+                # It was there already, as most requests are.
+                continue
             self.resume()
             if self._arrived is None:
                 self._arrived = make_waiter()

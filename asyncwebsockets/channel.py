@@ -700,11 +700,15 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._ended = True
         if self._closed_locally:
             self._drop_queue()
-        if self._supervisor is not None and not self._closed_locally:
-            self._supervisor.spawn(self._finish)
         self._regulate()
         self._announce_turn()
         self.on_end()
+        if self._supervisor is not None and not self._closed_locally:
+            if self._push is not None:
+                # After the handler, which often ends with the connection and finishes it.
+                self._push.call_soon(self._finish_unless_begun)
+            else:
+                self._supervisor.spawn(self._finish)
 
     def _lost(self, reason: str) -> None:
         """Note that the connection has ended without a Close (RFC 6455 section 7.1.5)."""
@@ -975,6 +979,11 @@ class WireChannel(Lane, Channel, Supervised, Sink):
                 self._lost("the peer did not answer Close within close_timeout")
         finally:
             await self._conclude()
+
+    def _finish_unless_begun(self) -> None:
+        assert self._supervisor is not None
+        if self._finished is None and self._supervisor.running:
+            self._supervisor.spawn(self._finish)
 
     async def _flush_at_once(self) -> None:
         """Have what was written sent, if that needs no waiting."""

@@ -28,8 +28,8 @@ from .websocket import check_close
 
 if TYPE_CHECKING:
     import ssl as _ssl
-    from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-    from types import EllipsisType
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from types import EllipsisType, TracebackType
 
     from anyio.abc import TaskGroup, TaskStatus
 
@@ -386,19 +386,34 @@ class _Handshaking:
                 await transport.send(end)
 
 
-@contextlib.contextmanager
-def stray_cancellations() -> Generator[None, None, None]:
-    """Turn a cancellation that nobody here has asked for into an error of the code within.
+class _StrayCancellations:
+    """Turns a cancellation that nobody here has asked for into an error of the code within.
 
     On asyncio, an awaited task that was cancelled raises CancelledError in the one who awaits
     it; that must not look like the end of the whole server.
     """
-    try:
-        yield
-    except anyio.get_cancelled_exc_class() as exc:
-        if anyio.current_effective_deadline() == -math.inf:
-            raise
-        raise RuntimeError("a cancellation came out of something that was awaited") from exc
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if (
+            exc is not None
+            and isinstance(exc, anyio.get_cancelled_exc_class())
+            and anyio.current_effective_deadline() != -math.inf
+        ):
+            raise RuntimeError("a cancellation came out of something that was awaited") from exc
+
+
+#: ``with stray_cancellations: ...``
+stray_cancellations = _StrayCancellations()
 
 
 class _UsersError(Exception):
@@ -413,7 +428,7 @@ class _UsersError(Exception):
 def _users_code() -> Generator[None, None, None]:
     """Mark what the user's code within raises: a client's handshake may be what fails there."""
     try:
-        with stray_cancellations():
+        with stray_cancellations:
             yield
     except Exception as exc:
         raise _UsersError(exc) from None
@@ -620,37 +635,40 @@ class Server:
 
     async def _run(self, handshake: _Handshaking) -> None:
         try:
-            try:
-                opened = await handshake.run()
-            except Exception as exc:
-                if isinstance(exc, HandshakeError) and handshake.failure is None:
-                    logger.debug("a handshake came to nothing: %s", exc)
-                else:
-                    logger.exception("the filter failed; the client got status 500")
-                self._report(handshake, exc)
-                return
-            finally:
-                self._handshakes.discard(handshake)
-            websocket = opened.websocket(self._supervisor)
-            self._websockets.add(websocket)
-            try:
+            websocket = await self._shake_hands(handshake)
+            # It is not needed for as long as the connection is open.
+            del handshake
+            if websocket is not None:
                 await self._handle(websocket)
-            finally:
-                self._websockets.discard(websocket)
         finally:
             self._gone()
+
+    async def _shake_hands(self, handshake: _Handshaking) -> Websocket | None:
+        try:
+            opened = await handshake.run()
+        except Exception as exc:
+            if isinstance(exc, HandshakeError) and handshake.failure is None:
+                logger.debug("a handshake came to nothing: %s", exc)
+            else:
+                logger.exception("the filter failed; the client got status 500")
+            self._report(handshake, exc)
+            return None
+        finally:
+            self._handshakes.discard(handshake)
+        return opened.websocket(self._supervisor)
 
     def _report(self, handshake: _Handshaking, error: Exception) -> None:
         if self._on_handshake_error is not None:
             self._on_handshake_error(handshake.request, error)
 
     async def _handle(self, websocket: Websocket) -> None:
+        self._websockets.add(websocket)
         if self._closing.is_set():
             self._task_group.start_soon(websocket.close, *self._drain_with)
         try:
             async with websocket:
                 try:
-                    with stray_cancellations():
+                    with stray_cancellations:
                         await self._handler(websocket)
                 except anyio.get_cancelled_exc_class():
                     if self._closing.is_set():
@@ -661,6 +679,8 @@ class Server:
                 logger.debug("the handler of %r ended with the connection: %s", websocket, exc)
             else:
                 logger.exception("the handler of %r failed", websocket)
+        finally:
+            self._websockets.discard(websocket)
 
     def _gone(self) -> None:
         self._count -= 1
