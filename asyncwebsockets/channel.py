@@ -58,6 +58,9 @@ _MAX_PONGS = 64
 # Runs of events decoded before others get a turn; control frames are runs of their own.
 _MAX_BATCHES = 64
 
+# The queue of a connection that idles: a deque without events takes 760 bytes.
+_NOTHING: Any = ()
+
 # The seconds a Close may take that is sent on cancellation: none but those of the scheduler.
 _NO_WAIT = 0.1
 
@@ -344,7 +347,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._lingers = True
 
         # Events and their costs.
-        self._queue: deque[tuple[Event, int]] = deque()
+        self._queue: deque[tuple[Event, int]] = _NOTHING
         self._queued = 0
         self._most_queued = (
             sys.maxsize if settings.max_read_ahead is None else settings.max_read_ahead
@@ -665,8 +668,14 @@ class WireChannel(Lane, Channel, Supervised, Sink):
             if not cost:
                 self._on_control(events[0][0])
             elif not self._closed_locally:
-                self._queue.extend(events)
+                self._enqueue(events)
                 self._queued += cost
+
+    def _enqueue(self, events: list[tuple[Event, int]]) -> None:
+        if self._queue is _NOTHING:
+            self._queue = deque(events)
+        else:
+            self._queue.extend(events)
 
     def _on_control(self, event: Event) -> None:
         if isinstance(event, CloseConnection):
@@ -683,7 +692,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
             return
         if not self._closed_locally and self._control_events < _MAX_CONTROL_EVENTS:
             self._control_events += 1
-            self._queue.append((event, 0))
+            self._enqueue([(event, 0)])
 
     def _on_close(self, event: CloseConnection) -> None:
         self._code, self._reason = int(event.code), event.reason or ""
@@ -878,6 +887,8 @@ class WireChannel(Lane, Channel, Supervised, Sink):
 
     def on_deadline(self, now: float) -> float | None:
         """Send a keepalive ping, or drop a peer that was silent after the last ones."""
+        if not self._queue:
+            self._queue = _NOTHING
         interval, timeout = self.settings.ping_interval, self.settings.ping_timeout
         if interval is None or self._state is not _OPEN:
             return None
@@ -955,7 +966,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         await self._read_until(lambda: self._ended)
 
     def _drop_queue(self) -> None:
-        self._queue.clear()
+        self._queue = _NOTHING
         self._queued = self._control_events = 0
         self._regulate()
 

@@ -581,7 +581,6 @@ class Server:
                     await anyio.sleep(0.1)
 
     def _take(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
         self._count += 1
         if self._over_limit():
             self._task_group.start_soon(self._refuse, sock)

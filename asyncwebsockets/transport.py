@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -444,6 +445,8 @@ def _describe(exc: BaseException) -> str:
     return f"the connection broke: {str(cause) or type(cause).__name__}"
 
 
+# A server's own address is the same on each of its connections.
+@lru_cache(maxsize=64)
 def as_address(value: Any) -> Address:
     """Return what a socket says of its address as an `Address`."""
     if isinstance(value, tuple):
