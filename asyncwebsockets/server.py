@@ -28,7 +28,7 @@ from .websocket import check_close
 
 if TYPE_CHECKING:
     import ssl as _ssl
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
     from types import EllipsisType, TracebackType
 
     from anyio.abc import TaskGroup, TaskStatus
