@@ -431,6 +431,7 @@ class AsyncioSocket(SocketTransport, PushTransport):
 
     def _let_go(self) -> None:
         self.pause()
+        self._sink = None
         if self._arrived is not None:
             self._arrived.wake()
 

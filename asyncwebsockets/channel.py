@@ -97,7 +97,7 @@ class Channel(ABC):
         #: The extensions agreed on.
         self.extensions: Sequence[Extension] = tuple(extensions)
         #: Called when the connection has ended or is no longer open for sending.
-        self.on_end: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = _nothing
 
         self._state = ConnectionState.OPEN
         self._code: int | None = None
@@ -1046,6 +1046,12 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._announce_turn()
         assert self._finished is not None
         self._finished.set()
+        # What refers to each other in a circle would wait for the garbage collector.
+        self.on_end = _nothing
+
+
+def _nothing() -> None:
+    return
 
 
 def _keep(payloads: list[bytes], payload: bytes) -> None:

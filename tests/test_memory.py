@@ -1,0 +1,86 @@
+"""What a connection takes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import tracemalloc
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from asyncwebsockets import Server, Websocket, codec, serve
+from asyncwebsockets.channel import WireChannel
+
+from .conftest import until
+from .frames import REQUEST, frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.anyio
+
+
+async def idle(ws: Websocket) -> None:
+    async for _ in ws:
+        pass
+
+
+async def connect(server: Server, stack: ExitStack) -> socket.socket:
+    """Connect as a client that takes nothing, and wait until the server has it."""
+    there = len(server.connections)
+    sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+    sock.sendall(REQUEST)
+    await until(lambda: len(server.connections) > there)
+    return sock
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(codec.IMPLEMENTATION == "pure", reason="wsproto's frame protocol takes more")
+async def test_an_idle_connection_is_small(anyio_backend_name: str) -> None:
+    async with anyio.create_task_group() as tg:
+        server: Server = await tg.start(partial(serve, idle, "127.0.0.1", 0))
+        with ExitStack() as stack:
+            # The first ones bring about what is there only once.
+            for _ in range(10):
+                await connect(server, stack)
+            tracemalloc.start()
+            for _ in range(100):
+                await connect(server, stack)
+            gc.collect()
+            size, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert size / 100 < (10 if anyio_backend_name == "asyncio" else 13) * 1024
+            tg.cancel_scope.cancel()
+
+
+async def test_a_connection_leaves_nothing_to_the_garbage_collector() -> None:
+    async with anyio.create_task_group() as tg:
+        server: Server = await tg.start(partial(serve, idle, "127.0.0.1", 0))
+        with ExitStack() as stack, no_collector():
+            kept = {id(found) for found in gc.get_objects() if isinstance(found, WireChannel)}
+            for _ in range(3):
+                sock = await connect(server, stack)
+                sock.sendall(frame(8, b"\x03\xe8", masked=True))
+                sock.shutdown(socket.SHUT_WR)
+                await until(lambda: not server.connections)
+            await anyio.sleep(0.05)
+            found = [
+                one
+                for one in gc.get_objects()
+                if isinstance(one, WireChannel) and id(one) not in kept
+            ]
+            assert not found
+        tg.cancel_scope.cancel()
