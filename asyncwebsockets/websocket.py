@@ -504,7 +504,11 @@ class Websocket:
             ValueError: the code is none that may be sent, or the reason is too long.
         """
         code = check_close(code, reason)
-        await checkpoint_if_cancelled()
+        try:
+            await checkpoint_if_cancelled()
+        except anyio.get_cancelled_exc_class():
+            await self._channel.abort(1001)
+            raise
         await self._channel.close(code, reason)
 
     async def abort(self, code: int | None = None) -> None:

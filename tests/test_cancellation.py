@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from wsproto.connection import ConnectionState
 
 from asyncwebsockets import (
     ConnectionClosed,
@@ -227,6 +228,23 @@ async def test_no_connection_starves_another_task() -> None:
             # The last turn may still be to come.
             assert turns - before >= 640 // 64 - 1
         tg.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("how", ["close", "leave"])
+async def test_closing_where_all_is_cancelled_aborts(pairs: Pairs, how: str) -> None:
+    async with pairs.connect() as (client, server):
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            if how == "close":
+                await server.close()
+            else:
+                async with server:
+                    assert server.state is ConnectionState.OPEN
+        assert scope.cancelled_caught
+        assert server.state is ConnectionState.CLOSED
+        with pytest.raises(ConnectionClosed) as caught:
+            await client.receive()
+        assert caught.value.code == 1001
 
 
 @pytest.mark.parametrize("form", ["message", "fragments"])
