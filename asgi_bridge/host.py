@@ -82,7 +82,7 @@ class Connection:
         # Set when the handshake has led to a connection, or to none.
         self._settled = anyio.Event()
         self._websocket: Websocket | None = None
-        self._denial: DenialStart | None = None
+        self._denial: _Denial | None = None
         self._pieces: MemoryObjectSendStream[bytes] | None = None
 
     # For the host
@@ -198,8 +198,7 @@ class Connection:
             case Close():
                 await self._close(sent)
             case DenialStart():
-                self._check_denial(sent, b"")
-                self._denial = sent
+                self._denial = _Denial(sent)
                 self._phase = phase
             case DenialBody():
                 await self._deny(sent)
@@ -243,20 +242,18 @@ class Connection:
             raise ClientDisconnected("the connection is gone")
         return self._websocket
 
-    def _check_denial(self, start: DenialStart, body: bytes) -> Reject:
-        return Reject(start.status, normalize_headers(start.headers), body)
-
     async def _deny(self, sent: DenialBody) -> None:
-        assert self._denial is not None
+        denial = self._denial
+        assert denial is not None
+        denial.count(sent)
         if self._pieces is None and not sent.more_body:
-            reject = self._check_denial(self._denial, sent.body)
+            reject = Reject(denial.status, denial.headers, sent.body)
             self._phase = Phase.CLOSED
             self._decide(reject)
             return
         if self._pieces is None:
             self._pieces, pieces = anyio.create_memory_object_stream[bytes](0)
-            start = self._denial
-            self._decide(Reject(start.status, normalize_headers(start.headers), self._body(pieces)))
+            self._decide(Reject(denial.status, denial.headers, self._body(pieces)))
         try:
             if sent.body:
                 await self._pieces.send(sent.body)
@@ -279,6 +276,44 @@ class Connection:
     def _decide(self, decision: AcceptConnection | Reject) -> None:
         self._decision = decision
         self._decided.set()
+
+
+class _Denial:
+    """A denial response under way: its head, and how much of its body is still to come.
+
+    Raises:
+        ValueError, TypeError: the head is none that can be sent.
+    """
+
+    def __init__(self, start: DenialStart) -> None:
+        self.status = start.status
+        # How the body is framed is the server's business (ASGI, Response Start).
+        self.headers = [
+            (name, value)
+            for name, value in normalize_headers(start.headers)
+            if name.lower() != b"transfer-encoding"
+        ]
+        Reject(self.status, self.headers)
+        sizes = [value for name, value in self.headers if name.lower() == b"content-length"]
+        if len(sizes) > 1 or not all(value.isdigit() for value in sizes):
+            raise ValueError(f"expected one Content-Length, in bytes, got {sizes}")
+        self._size = int(sizes[0]) if sizes else None
+        self._got = 0
+
+    def count(self, sent: DenialBody) -> None:
+        """Take note of a piece of the body.
+
+        Raises:
+            ValueError: with it, the body is not as long as its Content-Length says.
+        """
+        got = self._got + len(sent.body)
+        if self._size is not None and (
+            got > self._size or (got < self._size and not sent.more_body)
+        ):
+            raise ValueError(
+                f"expected a body of {self._size} bytes, as its Content-Length says, got {got}"
+            )
+        self._got = got
 
 
 class Host:

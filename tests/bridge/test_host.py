@@ -282,6 +282,9 @@ async def test_close_before_accept_is_403(connect: Connect) -> None:
         (204, [], [b""], b""),
         (400, [(b"content-length", b"2")], [b"no"], b"no"),
         (400, [(b"content-length", b"2")], [b"n", b"o"], b"no"),
+        # How the body is framed is the server's business.
+        (400, [(b"Transfer-Encoding", b"gzip")], [b"no"], b"no"),
+        (400, [(b"transfer-encoding", b"chunked")], [b"n", b"o"], b"no"),
     ],
 )
 async def test_a_denial_response(
@@ -312,6 +315,37 @@ async def test_a_denial_response(
     assert own == [pair for pair in headers if pair[0] == b"x-why"]
     lengths = [value for name, value in caught.value.headers if name.lower() == b"content-length"]
     assert len(lengths) <= 1
+
+
+async def test_a_denial_whose_length_is_not_what_it_says(connect: Connect) -> None:
+    def start(*sizes: bytes) -> dict[str, Any]:
+        headers = [(b"content-length", size) for size in sizes]
+        return {"type": "websocket.http.response.start", "status": 400, "headers": headers}
+
+    def piece(body: bytes, more_body: bool) -> dict[str, Any]:
+        return {"type": "websocket.http.response.body", "body": body, "more_body": more_body}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        for sizes in ([b"2", b"2"], [b"two"], [b"-2"], [b""]):
+            with pytest.raises(ValueError, match="expected one Content-Length, in bytes, got"):
+                await send(start(*sizes))
+        await send(start(b"4"))
+        for body, got in ((b"abc", 3), (b"abcde", 5), (b"", 0)):
+            with pytest.raises(ValueError, match=f"expected a body of 4 bytes, .* got {got}"):
+                await send(piece(body, more_body=False))
+        await send(piece(b"ab", more_body=True))
+        with pytest.raises(ValueError, match=r"expected a body of 4 bytes, .* got 5"):
+            await send(piece(b"cde", more_body=True))
+        with pytest.raises(ValueError, match=r"expected a body of 4 bytes, .* got 3"):
+            await send(piece(b"c", more_body=False))
+        # It can still be put right.
+        await send(piece(b"cd", more_body=False))
+
+    with pytest.raises(Rejected) as caught:
+        async with connect(app, "/"):
+            pytest.fail("it was rejected")
+    assert (caught.value.status, caught.value.body) == (400, b"abcd")
 
 
 async def test_an_application_whose_own_client_is_rejected_is_500(
