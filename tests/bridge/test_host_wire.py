@@ -374,19 +374,22 @@ async def test_a_reason_is_cut_at_a_character(carrier: Carrier, reason: str, sen
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
 async def test_both_close_at_once(carrier: Carrier, first: str) -> None:
+    go = anyio.Event()
+
     async def close(receive: Any, send: Any) -> None:
-        await receive()
+        await go.wait()
         await send({"type": "websocket.close", "code": 4002})
 
     app = Application(close)
-    go, theirs = masked(1, b"go"), masked(8, close_payload(4001, "theirs"))
+    theirs = masked(8, close_payload(4001, "theirs"))
     async with connected(carrier, app) as raw:
         if first == "theirs":
-            # Theirs is there before the application has sent its own, which then is not sent.
-            await raw.send(go + theirs)
+            await raw.send(theirs)
+            # Answered before the application has sent its own, which then is not sent.
             assert await raw.frame() == (8, close_payload(4001, "theirs"))
+            go.set()
         else:
-            await raw.send(go)
+            go.set()
             assert await raw.frame() == (8, close_payload(4002))
             await raw.send(theirs)
         # Neither sends a second one.
