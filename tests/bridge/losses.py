@@ -22,6 +22,7 @@ _HYPERCORN: Losses = {
     },
     "messages_may_be_empty": {"handler.code": 1006, "handler.raised": "ConnectionClosedError"},
     "the_client_closes_with_1000": {"handler.code": 1006},
+    "the_client_goes_away": {"handler.code": 1006},
     "the_client_closes_without_a_code": {"handler.code": 1006},
     "the_client_breaks_the_protocol": {"client.close": "none", "handler.code": 1006},
     "the_client_sends_bad_utf8": {"client.close": "none", "handler.code": 1006},
@@ -44,6 +45,7 @@ _HYPERCORN: Losses = {
 # What the server failed the connection for looks like a Close of the peer.
 _UVICORN: Losses = {
     "the_client_ends_tcp": {"handler.code": 1005, "handler.raised": "ConnectionClosedOK"},
+    "the_client_resets_tcp": {"handler.code": 1005, "handler.raised": "ConnectionClosedOK"},
     "the_client_breaks_the_protocol": {"handler.raised": "ConnectionClosedOK"},
     "the_client_sends_bad_utf8": {"handler.raised": "ConnectionClosedOK"},
     "the_client_sends_too_much": {"handler.raised": "ConnectionClosedOK"},
@@ -108,6 +110,7 @@ LOSSES: dict[str, Losses] = {
     "daphne": {
         "the_client_closes_with_a_reason": {"handler.reason": ""},
         "messages_may_be_empty": {"client.echoes": ["not empty"]},
+        "the_client_goes_away": {"client.close": 1000},
         "the_client_closes_without_a_code": {"client.close": 1000},
         "the_client_breaks_the_protocol": {"client.close": "none", "handler.code": 1006},
         "the_client_sends_bad_utf8": {"client.close": "none", "handler.code": 1006},
@@ -122,6 +125,7 @@ LOSSES: dict[str, Losses] = {
     "granian": {
         "the_client_closes_with_a_reason": {"handler.reason": ""},
         "the_client_ends_tcp": {"handler.code": 1005, "handler.raised": "ConnectionClosedOK"},
+        "the_client_resets_tcp": {"handler.code": 1005, "handler.raised": "ConnectionClosedOK"},
         "the_client_breaks_the_protocol": {
             "client.close": 1005,
             "handler.code": 1005,

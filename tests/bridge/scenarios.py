@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import struct
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 
 from asyncwebsockets import ConnectionClosed, Rejected, Settings, open_websocket_client
@@ -59,6 +62,12 @@ class Raw:
                     return None
             else:
                 return first & 0x0F, payload
+
+    def reset(self) -> None:
+        """Have TCP end with a reset when it is closed, where there is TCP."""
+        sock = self._stream.extra(SocketAttribute.raw_socket, None)
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     async def end(self) -> Note:
         """Answer the server's Close, and say how it was."""
@@ -191,6 +200,13 @@ async def the_client_closes_with_1000(client: Client) -> Note:
     return {"close": ws.close_code}
 
 
+@scenario({"close": 1001}, ended(1001))
+async def the_client_goes_away(client: Client) -> Note:
+    async with client.open("/waits") as ws:
+        await ws.close(1001)
+    return {"close": ws.close_code}
+
+
 @scenario({"close": 1005}, ended(1005))
 async def the_client_closes_without_a_code(client: Client) -> Note:
     async with client.raw() as raw:
@@ -203,6 +219,14 @@ async def the_client_closes_without_a_code(client: Client) -> Note:
 async def the_client_ends_tcp(client: Client) -> Note:
     async with client.raw() as raw:
         assert await raw.handshake(client.target("/lets_through")) == 101
+    return {}
+
+
+@scenario({}, ended(1006, raised="ConnectionClosedError"))
+async def the_client_resets_tcp(client: Client) -> Note:
+    async with client.raw() as raw:
+        assert await raw.handshake(client.target("/lets_through")) == 101
+        raw.reset()
     return {}
 
 
