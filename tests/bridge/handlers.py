@@ -178,8 +178,25 @@ DECISIONS: dict[str, Callable[[], object]] = {
 }
 
 
+def key_of(request: Request) -> str:
+    return parse_qs(request.query).get("key", [""])[0]
+
+
+async def hold(key: str) -> None:
+    """Wait until the client has left."""
+    records.put(f"{key} began", {})
+    try:
+        await anyio.sleep_forever()
+    except BaseException as exc:
+        cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
+        records.put(key, {"filter": "cancelled" if cancelled else repr(exc)})
+        raise
+
+
 async def filter(request: Request) -> object:
     await checkpoint()
+    if request.path == "/holds":
+        await hold(key_of(request))
     decision = DECISIONS.get(request.path)
     return True if decision is None else decision()
 
@@ -189,9 +206,10 @@ records = Records()
 
 async def handle(ws: Websocket) -> None:
     """Run the handler that the path names, and keep what it has noted."""
-    key = parse_qs(ws.request.query).get("key", [""])[0]
-    if ws.request.path == "/record":
-        await ws.send_json(await records.take(key))
+    key = key_of(ws.request)
+    if ws.request.path.startswith("/record"):
+        name = ws.request.path.removeprefix("/record")
+        await ws.send_json(await records.take(f"{key} {name}" if name else key))
         return
     record: Record = {}
     try:

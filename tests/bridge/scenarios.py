@@ -39,9 +39,13 @@ class Raw:
         self._stream = stream
         self._buffer = b""
 
+    def request(self, target: str) -> bytes:
+        """Return a request."""
+        return REQUEST.replace(b"/path?q=1", target.encode())
+
     async def handshake(self, target: str, behind: bytes = b"") -> int:
         """Shake hands and return the status; `behind` goes out with the request."""
-        await self._stream.send(REQUEST.replace(b"/path?q=1", target.encode()) + behind)
+        await self._stream.send(self.request(target) + behind)
         while b"\r\n\r\n" not in self._buffer:
             self._buffer += await self._stream.receive()
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
@@ -118,10 +122,10 @@ class Client:
         finally:
             await cut(stream)
 
-    async def record(self) -> Note:
-        """Return what the handler has noted, once it has ended."""
+    async def record(self, name: str = "") -> Note:
+        """Return what the handler has noted, once it has ended; or before, by a name."""
         note: Note
-        async with self.open("/record") as ws:
+        async with self.open(f"/record{name}") as ws:
             note = await ws.receive_json()
         return note
 
@@ -219,6 +223,14 @@ async def the_client_closes_without_a_code(client: Client) -> Note:
 async def the_client_ends_tcp(client: Client) -> Note:
     async with client.raw() as raw:
         assert await raw.handshake(client.target("/lets_through")) == 101
+    return {}
+
+
+@scenario({}, {"filter": "cancelled"})
+async def the_client_leaves_before_it_is_accepted(client: Client) -> Note:
+    async with client.raw() as raw:
+        await raw.send(raw.request(client.target("/holds")))
+        await client.record("began")
     return {}
 
 
