@@ -60,6 +60,17 @@ async def test_another_client(kind: type[Peer], server: AsgiServer, fleet: Fleet
             async with peer.connect(f"{url}/reject-bytes", Options()):
                 pass
         assert caught.value.status == (404 if peer.shows_refusal else None)
+        if kind is Chromium:
+            assert caught.value.code == 1006
+            # It would fail a connection whose subprotocol it had not offered; none is opened.
+            with pytest.raises(Refused) as caught:
+                async with peer.connect(f"{url}/unoffered", Options(subprotocols=["a"])):
+                    pytest.fail("it was refused")
+            assert caught.value.code == 1006
+            async with peer.connect(
+                f"{url}/second", Options(subprotocols=["first", "second"])
+            ) as end:
+                assert end.subprotocol == "second"
         if peer.shows_refusal and peer.shows_refusal_body:
             assert caught.value.body == b"not here\xff"
 

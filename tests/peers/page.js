@@ -45,8 +45,8 @@ window.peer = {
   async connect(url, subprotocols) {
     const end = new End(new WebSocket(url, subprotocols));
     while (end.ws.readyState === WebSocket.CONNECTING) await end.news();
-    // What it was turned away with, a page is not told.
-    if (end.closed) return null;
+    // What it was turned away with, a page is not told: only a close code.
+    if (end.closed) return { refused: end.closed.code };
     return { id: ends.push(end) - 1, subprotocol: end.ws.protocol };
   },
 

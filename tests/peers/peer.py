@@ -37,11 +37,13 @@ class Refused(Exception):
         status: int | None,
         headers: Sequence[tuple[str, str]] | None = None,
         body: bytes | None = None,
+        code: int | None = None,
     ) -> None:
-        super().__init__(status, headers, body)
+        super().__init__(status, headers, body, code)
         self.status = status
         self.headers = None if headers is None else [(n.lower(), v) for n, v in headers]
         self.body = body
+        self.code = code
 
 
 @dataclass(frozen=True)

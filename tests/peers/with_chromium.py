@@ -181,8 +181,8 @@ class Chromium(Peer):
     @asynccontextmanager
     async def connect(self, url: str, options: Options) -> AsyncGenerator[End, None]:
         opened = await self._browser.call("connect", url, list(options.subprotocols))
-        if opened is None:
-            raise Refused(None)
+        if "refused" in opened:
+            raise Refused(None, code=opened["refused"])
         end = ChromiumEnd(self._browser, opened)
         yield end
         await end.close(1000, "")
