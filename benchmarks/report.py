@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import asyncwebsockets
+from asyncwebsockets.codec import IMPLEMENTATION
 
 from .cases import CASES, PEERS, TARGETS, Entry
 
@@ -95,7 +95,6 @@ CPU, load and latency in microseconds; × is the CPU in multiples of ours on the
 
 def describe(rounds: int, seconds: float) -> dict[str, Any]:
     """Return what there is to know of the run, without its figures."""
-    codec = vars(asyncwebsockets).get("codec")
     return {
         "date": date.today().isoformat(),
         "machine": {
@@ -106,7 +105,7 @@ def describe(rounds: int, seconds: float) -> dict[str, Any]:
             "python": f"{platform.python_implementation()} {platform.python_version()}",
             "openssl": ssl.OPENSSL_VERSION,
         },
-        "codec": codec if isinstance(codec, str) else "pure",
+        "codec": IMPLEMENTATION,
         "versions": {name: version(name) for name in PACKAGES},
         "rounds": rounds,
         "seconds": seconds,
