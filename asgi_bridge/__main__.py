@@ -294,7 +294,7 @@ class _Parent:
         self._options = options
         self._processes: set[Process] = set()
         self._closing = False
-        self._failed = False
+        self._status = 0
         self._changed = anyio.Event()
 
     async def run(self) -> int:
@@ -311,7 +311,7 @@ class _Parent:
                         for own in sockets:
                             keepers.start_soon(self._keep_running, own)
                     tasks.cancel_scope.cancel()
-        return _NOT_STARTED if self._failed else 0
+        return self._status
 
     def _listen(self, stack: ExitStack) -> list[list[socket.socket]]:
         """Return the sockets of each process."""
@@ -380,12 +380,14 @@ class _Parent:
                 status = await process.wait()
             self._processes.discard(process)
             if self._closing:
+                # Less than 0 are those a signal has ended before they were ready for it.
+                self._status = self._status or max(status, 0)
                 return
             if self._options.reload:
                 await self._changed.wait()
                 self._changed = anyio.Event()
             elif status == _NOT_STARTED:
-                self._failed = True
+                self._status = status
                 self._close(signal.SIGTERM)
             else:
                 if anyio.current_time() - started >= _LONG_LIFE:

@@ -32,7 +32,6 @@ class PureLane:
 
     __slots__ = (
         "_codec",
-        "_direct",
         "_heard",
         "_limit",
         "_pace",
@@ -40,6 +39,7 @@ class PureLane:
         "_queue",
         "_receiver",
         "_state",
+        "_taken",
         "_transport",
         "_undecoded",
         "_violation",
@@ -59,8 +59,8 @@ class PureLane:
     _limit: int
     # Whether the codec may have something to decode.
     _undecoded: bool
-    # Whether the receiver itself decodes what it takes: it was resumed with a message.
-    _direct: bool
+    # Whether the receiver has taken something from the codec since the last look.
+    _taken: bool
     # The rule that the peer broke behind the events queued; their receiver has a moment to
     # answer them before the connection is failed for it.
     _violation: CodecError | None
@@ -73,10 +73,14 @@ class PureLane:
             return self._take_queued()
         if self._state is not _OPEN or self._violation is not None:
             return None
-        # One read brings no more bytes than may pass without a checkpoint.
-        if self._direct and self._codec.pending and not self._pace.due(0):
+        if self._undecoded:
+            # One read brings no more bytes than may pass without a checkpoint.
+            if self._pace.due(0):
+                return None
             event = self._codec.next_message(self._limit)
             if event is not None:
+                self._taken = True
+                self._undecoded = self._codec.pending(self._limit)
                 return event
         return self._receiver
 
@@ -92,16 +96,13 @@ class PureLane:
             return
         self._codec.receive_data(data)
         event = self._codec.next_message(self._limit)
-        if event is not None:
-            self._direct = self._undecoded = True
-            try:
-                receiver.resume(event)
-            finally:
-                self._direct = False
-            if not self._codec.pending and self._state is _OPEN:
-                self._undecoded = False
-                return
-        self._read(None)
+        if event is None:
+            self._read(None)
+            return
+        self._undecoded = self._codec.pending(self._limit)
+        receiver.resume(event)
+        if self._undecoded:
+            self._decode_soon()
 
     def begin_send(self, data: Any) -> Awaitable[None] | Literal[False] | None:
         """Send a message if that needs no waiting; return what to await for the rest.
@@ -112,7 +113,12 @@ class PureLane:
             return False
         if self._transport.clogged or self._pace.due(len(data)):
             return False
-        self._transport.write(self._codec.encode_message(data, True))
+        frame = self._codec.encode_message(data, True)
+        if self._undecoded:
+            # What answers the messages of one read goes out together.
+            self._transport.write_behind(frame)
+        else:
+            self._transport.write(frame)
         clogged: bool = self._transport.clogged
         return self._drain() if clogged else None
 
@@ -122,6 +128,9 @@ class PureLane:
         raise NotImplementedError
 
     def _read(self, data: bytes | None) -> None:
+        raise NotImplementedError
+
+    def _decode_soon(self) -> None:
         raise NotImplementedError
 
     async def _drain(self) -> None:

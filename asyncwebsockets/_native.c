@@ -828,6 +828,34 @@ whole_message(Codec *self, uint64_t limit, PyObject **event)
     return 0;
 }
 
+/* Whether there is more to decode, or -1. A message of which not all has come, but not much is
+   missing, is better taken whole. */
+static int
+is_pending(Codec *self, uint64_t limit)
+{
+    if (self->next != NULL || self->inflating)
+        return 1;
+    if (self->input == NULL)
+        return 0;
+    if (self->in_frame || self->opcode != 0)
+        return 1;
+    Header header;
+    Found found = {NULL, ALONE};
+    if (read_header(self, &header, &found) < 0)
+        return -1;
+    if (found.event != NULL) {
+        Py_DECREF(found.event);
+        return 1;
+    }
+    if (header.size == 0)
+        return 0;
+    if ((uint64_t)(self->end - self->at - header.size) >= header.length)
+        return 1;
+    bool begins = header.opcode == TEXT || header.opcode == BINARY;
+    return !IS_CONTROL(header.opcode)
+           && !(begins && header.length <= SLICE && header.length <= limit);
+}
+
 
 /* ---- Encoding ---- */
 
@@ -1040,9 +1068,13 @@ codec_next_message(Codec *self, PyObject *number)
 }
 
 static PyObject *
-codec_pending(Codec *self, void *Py_UNUSED(closure))
+codec_pending(Codec *self, PyObject *number)
 {
-    return PyBool_FromLong(self->input != NULL || self->next != NULL || self->inflating);
+    Py_ssize_t limit = PyNumber_AsSsize_t(number, NULL);
+    if (limit == -1 && PyErr_Occurred())
+        return NULL;
+    int result = is_pending(self, limit < 0 ? 0 : (uint64_t)limit);
+    return result < 0 ? NULL : PyBool_FromLong(result);
 }
 
 static PyObject *
@@ -1151,6 +1183,9 @@ static PyMethodDef codec_methods[] = {
     {"next_message", (PyCFunction)codec_next_message, METH_O,
      PyDoc_STR("next_message($self, limit, /)\n--\n\n"
                "Return the next event if that is a whole message, of `limit` bytes at most.")},
+    {"pending", (PyCFunction)codec_pending, METH_O,
+     PyDoc_STR("pending($self, limit, /)\n--\n\n"
+               "Whether there is more to decode behind what `next_message` has returned.")},
     {"encode", (PyCFunction)codec_encode, METH_O,
      PyDoc_STR("encode($self, event, /)\n--\n\n"
                "Return the bytes of an event that is to be sent.")},
@@ -1161,8 +1196,6 @@ static PyMethodDef codec_methods[] = {
 };
 
 static PyGetSetDef codec_getset[] = {
-    {"pending", (getter)codec_pending, NULL,
-     PyDoc_STR("Whether there is something that was not decoded."), NULL},
     {"announced", (getter)codec_announced, NULL,
      PyDoc_STR("The bytes that the data frame under way is still to bring."), NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -22,14 +22,15 @@
 
 /* As in _pipe.py. */
 #define READ_SIZE (64 * 1024)
+#define MAX_JOINED (64 * 1024)
 
 /* Attributes and methods, by their interned names. */
 #define NAMES(X) \
     X(call_soon) X(context) X(cancel_scope) X(_cancel_called) X(_shield) X(_parent_scope) \
     X(pending) X(next_message) X(receive_data) X(encode_message) X(write) X(clogged) \
-    X(_take_queued) X(_read) X(_drain) \
-    X(send) X(recv) X(data_received) X(_join) X(_keep_unsent) X(_receive_failed) \
-    X(_receive_otherwise) X(_end_turn)
+    X(write_behind) X(_take_queued) X(_read) X(_decode_soon) X(_drain) \
+    X(send) X(recv) X(data_received) X(flush) X(_flush_later) X(_keep_unsent) \
+    X(_receive_failed) X(_receive_otherwise) X(_end_turn)
 
 typedef struct {
     PyTypeObject *Waiter, *CancellationLook, *Account, *Pipe;
@@ -612,7 +613,7 @@ typedef struct {
     State *module;
     PyObject *sock, *pace, *sink, *failure, *backlog;
     Py_ssize_t written, sent, turn, pieces_sent;
-    char joins, in_turn, clogged;
+    char blocked, joins, in_turn, clogged;
 } Pipe;
 
 static PyObject *
@@ -664,20 +665,40 @@ keep_unsent(Pipe *self, PyObject *data, PyObject *error)
 }
 
 static PyObject *
-pipe_write(Pipe *self, PyObject *data)
+pipe_write_behind(Pipe *self, PyObject *data)
 {
     if (!pipe_is_set_up(self))
         return NULL;
     if (self->failure != Py_None)
         Py_RETURN_NONE;
     Py_ssize_t size = PyObject_Size(data);
-    if (size < 0)
+    if (size < 0 || PyList_Append(self->backlog, data) < 0)
         return NULL;
     self->written += size;
+    if (self->blocked)
+        Py_RETURN_NONE;
+    if (!self->joins || self->written - self->sent >= MAX_JOINED)
+        return PyObject_CallMethodNoArgs((PyObject *)self, self->module->flush);
+    if (PyList_GET_SIZE(self->backlog) == 1 && !self->in_turn)
+        return PyObject_CallMethodNoArgs((PyObject *)self, self->module->_flush_later);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+pipe_write(Pipe *self, PyObject *data)
+{
+    if (!pipe_is_set_up(self))
+        return NULL;
     Py_ssize_t turn = ((Account *)self->pace)->turn;
     if (PyList_GET_SIZE(self->backlog) > 0 || (self->joins && self->turn == turn))
-        return PyObject_CallMethodOneArg((PyObject *)self, self->module->_join, data);
+        return pipe_write_behind(self, data);
+    if (self->failure != Py_None)
+        Py_RETURN_NONE;
+    Py_ssize_t size = PyObject_Size(data);
+    if (size < 0)
+        return NULL;
     self->turn = turn;
+    self->written += size;
     PyObject *number = PyObject_CallMethodOneArg(self->sock, self->module->send, data);
     if (number == NULL) {
         PyObject *error = caught_os_error();
@@ -776,6 +797,9 @@ static PyMethodDef pipe_methods[] = {
     {"write", (PyCFunction)pipe_write, METH_O,
      PyDoc_STR("write($self, data, /)\n--\n\n"
                "Send bytes, or take them to be sent behind those before.")},
+    {"write_behind", (PyCFunction)pipe_write_behind, METH_O,
+     PyDoc_STR("write_behind($self, data, /)\n--\n\n"
+               "Take bytes to be sent with the others of this turn.")},
     {"on_readable", (PyCFunction)pipe_on_readable, METH_NOARGS,
      PyDoc_STR("on_readable($self)\n--\n\n"
                "Hand on what the socket has received. Called by the loop.")},
@@ -792,6 +816,7 @@ static PyMemberDef pipe_members[] = {
     {"_sent", T_PYSSIZET, offsetof(Pipe, sent), 0, NULL},
     {"_turn", T_PYSSIZET, offsetof(Pipe, turn), 0, NULL},
     {"pieces_sent", T_PYSSIZET, offsetof(Pipe, pieces_sent), 0, NULL},
+    {"_blocked", T_BOOL, offsetof(Pipe, blocked), 0, NULL},
     {"_joins", T_BOOL, offsetof(Pipe, joins), 0, NULL},
     {"_in_turn", T_BOOL, offsetof(Pipe, in_turn), 0, NULL},
     {"clogged", T_BOOL, offsetof(Pipe, clogged), 0, NULL},
@@ -824,7 +849,7 @@ typedef struct {
     State *module;
     PyObject *codec, *transport, *pace, *state, *receiver, *queue, *pongs, *violation;
     Py_ssize_t limit;
-    char undecoded, direct, heard;
+    char undecoded, taken, heard;
 } Lane;
 
 static PyObject *
@@ -861,15 +886,34 @@ has_items(PyObject *list)
     return list != NULL && PyList_CheckExact(list) && PyList_GET_SIZE(list) > 0;
 }
 
+/* Call a method of the codec with the limit of messages. */
 static PyObject *
-next_message(Lane *self)
+ask_codec(Lane *self, PyObject *method)
 {
     PyObject *limit = PyLong_FromSsize_t(self->limit);
     if (limit == NULL)
         return NULL;
     PyObject *args[] = {self->codec, limit};
-    PyObject *event = PyObject_VectorcallMethod(self->module->next_message, args, 2, NULL);
+    PyObject *answer = PyObject_VectorcallMethod(method, args, 2, NULL);
     Py_DECREF(limit);
+    return answer;
+}
+
+/* The codec's next message, and note whether there is more behind it; or None. */
+static PyObject *
+next_message(Lane *self)
+{
+    PyObject *event = ask_codec(self, self->module->next_message);
+    if (event == NULL || event == Py_None)
+        return event;
+    PyObject *pending = ask_codec(self, self->module->pending);
+    int undecoded = pending == NULL ? -1 : PyObject_IsTrue(pending);
+    Py_XDECREF(pending);
+    if (undecoded < 0) {
+        Py_DECREF(event);
+        return NULL;
+    }
+    self->undecoded = (char)undecoded;
     return event;
 }
 
@@ -883,14 +927,15 @@ lane_begin_receive(Lane *self, PyObject *Py_UNUSED(none))
         return PyObject_CallMethodNoArgs((PyObject *)self, self->module->_take_queued);
     if (!is_open(self) || self->violation != Py_None)
         Py_RETURN_NONE;
-    int pending = self->direct ? has(self->codec, self->module->pending) : 0;
-    int due = pending > 0 ? is_due((Account *)self->pace, 0) : 0;
-    if (pending < 0 || due < 0)
-        return NULL;
-    if (pending && !due) {
+    if (self->undecoded) {
+        int due = is_due((Account *)self->pace, 0);
+        if (due != 0)
+            return due < 0 ? NULL : Py_NewRef(Py_None);
         PyObject *event = next_message(self);
-        if (event != Py_None)
+        if (event == NULL || event != Py_None) {
+            self->taken = 1;
             return event;
+        }
         Py_DECREF(event);
     }
     return Py_NewRef(self->receiver != NULL ? self->receiver : Py_None);
@@ -920,27 +965,19 @@ lane_data_received(Lane *self, PyObject *data)
     PyObject *event = next_message(self);
     if (event == NULL)
         return NULL;
-    if (event != Py_None) {
-        PyObject *receiver = Py_NewRef(self->receiver);
-        self->direct = self->undecoded = 1;
-        int resumed = resume_with((Waiter *)receiver, event);
-        self->direct = 0;
-        Py_DECREF(receiver);
+    if (event == Py_None) {
         Py_DECREF(event);
-        if (resumed < 0)
-            return NULL;
-        int pending = has(self->codec, module->pending);
-        if (pending < 0)
-            return NULL;
-        if (!pending && is_open(self)) {
-            self->undecoded = 0;
-            Py_RETURN_NONE;
-        }
+        return read_otherwise(self, Py_None);
     }
-    else {
-        Py_DECREF(event);
-    }
-    return read_otherwise(self, Py_None);
+    PyObject *receiver = Py_NewRef(self->receiver);
+    int resumed = resume_with((Waiter *)receiver, event);
+    Py_DECREF(receiver);
+    Py_DECREF(event);
+    if (resumed < 0)
+        return NULL;
+    if (self->undecoded)
+        return PyObject_CallMethodNoArgs((PyObject *)self, module->_decode_soon);
+    Py_RETURN_NONE;
 }
 
 /* Whether a transport is to be drained before more is written, or -1. */
@@ -977,7 +1014,8 @@ lane_begin_send(Lane *self, PyObject *data)
     if (frame == NULL)
         return NULL;
     PyObject *transport = Py_NewRef(self->transport);
-    PyObject *none = PyObject_CallMethodOneArg(transport, module->write, frame);
+    PyObject *none = PyObject_CallMethodOneArg(
+        transport, self->undecoded ? module->write_behind : module->write, frame);
     Py_DECREF(frame);
     int clogged = none == NULL ? -1 : is_clogged(self, transport);
     Py_DECREF(transport);
@@ -1050,7 +1088,7 @@ static PyMemberDef lane_members[] = {
     {"_pongs", T_OBJECT_EX, offsetof(Lane, pongs), 0, NULL},
     {"_limit", T_PYSSIZET, offsetof(Lane, limit), 0, NULL},
     {"_undecoded", T_BOOL, offsetof(Lane, undecoded), 0, NULL},
-    {"_direct", T_BOOL, offsetof(Lane, direct), 0, NULL},
+    {"_taken", T_BOOL, offsetof(Lane, taken), 0, NULL},
     {"_heard", T_BOOL, offsetof(Lane, heard), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from .pace import Pace
     from .transport import Sink
 
-__all__ = ["Pipe"]
+__all__ = ["MAX_JOINED", "READ_SIZE", "Pipe"]
 
-# Bytes asked for in one call.
-_READ_SIZE = 64 * 1024
+#: Bytes asked for in one call.
+READ_SIZE: int = 64 * 1024
+
+#: More than that is not joined, but sent at once.
+MAX_JOINED: int = 64 * 1024
 
 
 class PurePipe:
@@ -26,6 +29,7 @@ class PurePipe:
 
     __slots__ = (
         "_backlog",
+        "_blocked",
         "_failure",
         "_in_turn",
         "_joins",
@@ -49,6 +53,8 @@ class PurePipe:
     _backlog: list[bytes | memoryview]
     _written: int
     _sent: int
+    # Whether the socket took less than it was given.
+    _blocked: bool
     # Whether there is something that sends at the end of a turn what was joined in it, and the
     # last turn in which something was sent, so that what follows is joined.
     _joins: bool
@@ -62,15 +68,15 @@ class PurePipe:
 
     def write(self, data: bytes) -> None:
         """Send bytes, or take them to be sent behind those before."""
-        if self._failure is not None:
-            return
-        size = len(data)
-        self._written += size
         turn = self._pace.turn
         if self._backlog or (self._joins and self._turn == turn):
-            self._join(data)
+            self.write_behind(data)
+            return
+        if self._failure is not None:
             return
         self._turn = turn
+        size = len(data)
+        self._written += size
         try:
             sent = self._sock.send(data)
         except OSError as exc:
@@ -81,10 +87,23 @@ class PurePipe:
         if sent < size:
             self._keep_unsent(memoryview(data)[sent:], None)
 
+    def write_behind(self, data: bytes) -> None:
+        """Take bytes to be sent with the others of this turn, where something does that."""
+        if self._failure is not None:
+            return
+        self._written += len(data)
+        self._backlog.append(data)
+        if self._blocked:
+            return
+        if not self._joins or self._written - self._sent >= MAX_JOINED:
+            self.flush()
+        elif len(self._backlog) == 1 and not self._in_turn:
+            self._flush_later()
+
     def on_readable(self) -> None:
         """Hand on what the socket has received. Called by the loop."""
         try:
-            data = self._sock.recv(_READ_SIZE)
+            data = self._sock.recv(READ_SIZE)
         except OSError as exc:
             self._receive_failed(exc)
             return
@@ -102,7 +121,11 @@ class PurePipe:
 
     # The rest of the pipe.
 
-    def _join(self, data: bytes) -> None:
+    def flush(self) -> None:
+        """Send what was joined, as far as the socket takes it."""
+        raise NotImplementedError
+
+    def _flush_later(self) -> None:
         raise NotImplementedError
 
     def _keep_unsent(self, data: bytes | memoryview, error: OSError | None) -> None:

@@ -17,7 +17,7 @@ from anyio.streams.tls import TLSStream
 
 from ._bell import Bell
 from ._loop import make_waiter, running_asyncio, trio_waits
-from ._pipe import Pipe
+from ._pipe import MAX_JOINED, READ_SIZE, Pipe
 from ._tls import on_tls
 from .pace import Pace
 from .transport import PushTransport, StreamTransport, Transport, TransportLost, as_address
@@ -37,12 +37,6 @@ Sock: TypeAlias = "ByteStream | ObjectStream[bytes] | socket.socket"
 # What a socket answers that has nothing, or takes nothing, at the moment.
 _NOT_NOW = (BlockingIOError, InterruptedError)
 
-# Bytes asked for in one call.
-_READ_SIZE = 64 * 1024
-
-# More than that is not joined, but sent at once.
-_MAX_JOINED = 64 * 1024
-
 # Buffers one call may send (POSIX grants 1024 on Linux).
 _MAX_BUFFERS = 512
 
@@ -50,9 +44,9 @@ _MAX_BUFFERS = 512
 class SocketTransport(Pipe, Transport):
     """The pipe on a raw socket.
 
-    The first write of a loop's turn goes out at once, and those that follow in the same turn
-    are joined to one call. What the socket does not take is kept, in order: a cancellation
-    never leaves half a write.
+    The first write of a loop's turn goes out at once, unless it is said that more will come, and
+    those that follow in the same turn are joined to one call. What the socket does not take is
+    kept, in order: a cancellation never leaves half a write.
 
     Args:
         sock: connected and non-blocking; owned by the pipe from here on.
@@ -60,7 +54,6 @@ class SocketTransport(Pipe, Transport):
     """
 
     __slots__ = (
-        "_blocked",
         "_closed",
         "_inbox",
         "_local",
@@ -80,7 +73,6 @@ class SocketTransport(Pipe, Transport):
         self._written = 0
         self._sent = 0
         self.pieces_sent = 0
-        # Whether the socket took less than it was given.
         self._blocked = False
         self.clogged = False
         self._joins = False
@@ -95,16 +87,6 @@ class SocketTransport(Pipe, Transport):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     # Sending
-
-    def _join(self, data: bytes) -> None:
-        """Take what was written behind something else."""
-        self._backlog.append(data)
-        if self._blocked:
-            return
-        if self._written - self._sent >= _MAX_JOINED:
-            self.flush()
-        elif len(self._backlog) == 1:
-            self._flush_later()
 
     def _keep_unsent(self, data: bytes | memoryview, error: OSError | None) -> None:
         """Keep what the socket has not taken, or note that it is broken."""
@@ -132,7 +114,7 @@ class SocketTransport(Pipe, Transport):
         self._turn = -1
         while self._backlog and self._failure is None:
             if len(self._backlog) > 1:
-                if self._written - self._sent <= _MAX_JOINED:
+                if self._written - self._sent <= MAX_JOINED:
                     self._backlog = [b"".join(self._backlog)]
                 else:
                     # One call for many buffers, without copying them.
@@ -199,10 +181,6 @@ class SocketTransport(Pipe, Transport):
         self._backlog.clear()
         self._blocked = False
         self.clogged = True
-
-    @abstractmethod
-    def _flush_later(self) -> None:
-        """Have `flush` called at the end of this turn."""
 
     def _block(self) -> None:
         """Note that the socket takes no more for now."""
@@ -341,7 +319,7 @@ class AsyncioSocket(SocketTransport, PushTransport):
     def _receive_now(self) -> bool:
         """Take what is there for `receive`; whether that was anything, be it the end."""
         try:
-            data = self._sock.recv(_READ_SIZE)
+            data = self._sock.recv(READ_SIZE)
         except _NOT_NOW:
             return False
         except OSError as exc:
@@ -402,7 +380,7 @@ class AsyncioSocket(SocketTransport, PushTransport):
         return self._loop.call_at(when, function).cancel
 
     def _flush_later(self) -> None:
-        if not self._in_turn and self._flush_handle is None:
+        if self._flush_handle is None:
             self._flush_handle = self._loop.call_soon(self._end_turn)
 
     def _end_turn(self) -> None:
@@ -466,7 +444,7 @@ class TrioSocket(SocketTransport):
                 raise TransportLost(self._failure)
             if self._ready:
                 try:
-                    data = self._sock.recv(_READ_SIZE)
+                    data = self._sock.recv(READ_SIZE)
                 except _NOT_NOW:
                     self._ready = False
                 except OSError as exc:
@@ -474,7 +452,7 @@ class TrioSocket(SocketTransport):
                     raise TransportLost(str(self._failure)) from exc
                 else:
                     # A whole buffer may not have been all, and an end comes again.
-                    self._ready = len(data) in (0, _READ_SIZE)
+                    self._ready = len(data) in (0, READ_SIZE)
                     return data
             if self._backlog and not self._blocked:
                 # What was joined goes out before its task waits for the answer.

@@ -280,6 +280,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         "_code",
         "_control_events",
         "_deadline",
+        "_decoding_soon",
         "_draining",
         "_ended",
         "_eof",
@@ -354,7 +355,9 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         )
         self._control_events = 0
         self._undecoded = True
-        self._direct = False
+        self._taken = False
+        # Whether `_decode_later` is about to be called.
+        self._decoding_soon = False
         limit = settings.max_message_size
         self._limit = sys.maxsize if limit is None else limit
         self._violation = None
@@ -425,8 +428,17 @@ class WireChannel(Lane, Channel, Supervised, Sink):
             if self._pace.due(self._queue[0][1] if self._queue else 0):
                 await self._pace.give_way()
         elif self._receiver is not None:
+            if self._undecoded and self._pace.due(0):
+                await self._pace.give_way()
             while not (self._queue or self._ended or self._closed_locally):
-                event: Event | None = await self._receiver
+                event: Event | None = None
+                if self._undecoded and self._violation is None:
+                    event = self._codec.next_message(self._limit)
+                if event is not None:
+                    self._taken = True
+                    self._undecoded = self._codec.pending(self._limit)
+                else:
+                    event = await self._receiver
                 if event is not None:
                     return event
         else:
@@ -570,12 +582,25 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         if self._violation is not None and self._supervisor is not None:
             self._supervisor.look_soon()
         elif not (self._ended or self._stuck):
+            self._decode_soon()
+
+    def _decode_soon(self) -> None:
+        """Have the rest decoded with the loop's next turn, unless its receiver does it."""
+        if not self._decoding_soon and self._push is not None:
+            self._decoding_soon = True
+            self._taken = False
             self._push.call_soon(self._decode_later)
 
     def _decode_later(self) -> None:
-        if self._undecoded:
-            self._decode_on()
-            self._announce_reading()
+        self._decoding_soon = False
+        if not self._undecoded:
+            return
+        if self._taken and self._state is _OPEN:
+            # Its receiver only gives way to others.
+            self._decode_soon()
+            return
+        self._decode_on()
+        self._announce_reading()
 
     def _regulate(self) -> None:
         """Have a pipe that reads by itself do that only while there is room."""

@@ -107,9 +107,11 @@ class Codec(ABC):
         """
         return None
 
-    @property
-    def pending(self) -> bool:
-        """Whether there is something that was not decoded; asked behind `next_message`."""
+    def pending(self, limit: int, /) -> bool:
+        """Whether there is more to decode behind what `next_message` has returned.
+
+        What has come of a message may wait for the rest of its frame, if that is not much.
+        """
         return False
 
     @property

@@ -69,6 +69,10 @@ class Transport(ABC):
     def write(self, data: bytes) -> None:
         """Take bytes to be sent, in order; what a broken pipe is given is dropped."""
 
+    def write_behind(self, data: bytes) -> None:
+        """Write, and wait for more that comes in the same turn of the loop, where that can be."""
+        self.write(data)
+
     @property
     @abstractmethod
     def clogged(self) -> bool:

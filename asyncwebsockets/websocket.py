@@ -494,7 +494,8 @@ class Websocket:
         """Close the connection: closing handshake, then TCP (RFC 6455 section 7.1).
 
         Sends Close, drops what comes until the peer's Close, at most ``close_timeout`` seconds
-        long. Calling it again is harmless. Cancelling it aborts the connection.
+        long. Calling it again is harmless. Cancelling it aborts the connection, even where that
+        comes before it has begun.
 
         Args:
             code: 1005, 1006 and 1015 may not be sent and go out as 1000; so the default does.

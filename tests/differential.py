@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from asyncwebsockets.codec import Codec, CodecError, PureCodec, make_codec, size_of
 from asyncwebsockets.deflate import PerMessageDeflate
+from asyncwebsockets.events import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -78,7 +79,7 @@ def decode_messages(codec: Codec, chunks: Iterable[bytes], limit: int) -> list[A
                 assert size_of(message.data) <= limit
                 trace.append(describe(message))
                 continue
-            left = codec.pending
+            left = codec.pending(limit)
             try:
                 events, _ = codec.next_events(1)
             except CodecError as exc:
@@ -86,8 +87,12 @@ def decode_messages(codec: Codec, chunks: Iterable[bytes], limit: int) -> list[A
                 return trace
             if not events:
                 break
-            # Only a frame's pieces are events without anything being left before.
-            assert left or codec.announced or isinstance(codec, PureCodec)
+            # All that may wait is the beginning of a message that is not long.
+            if not left and not isinstance(codec, PureCodec):
+                (event, _), *more = events
+                assert isinstance(event, Message)
+                assert not event.frame_finished
+                assert not more
             trace += [describe(event) for event, _ in events]
     return trace
 

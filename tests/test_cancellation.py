@@ -123,7 +123,6 @@ async def test_a_cancelled_call_does_not_begin(pairs: Pairs) -> None:
             lambda: client.send("never", final=False),
             client.ping,
             client.receive,
-            client.close,
         ]
         for call in calls:
             with anyio.CancelScope() as scope:

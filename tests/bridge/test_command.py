@@ -127,9 +127,12 @@ async def test_a_shutdown_that_takes_too_long_can_be_ended(loop: str) -> None:
         assert command.end() == 0
 
 
-async def test_a_shutdown_that_fails() -> None:
-    with running("--port=0", app="tests.bridge.commanded:fails_at_the_end") as command:
-        command.url()
+@pytest.mark.parametrize("options", [[], ["--workers=2"]], ids=["alone", "workers"])
+async def test_a_shutdown_that_fails(options: list[str]) -> None:
+    app = "tests.bridge.commanded:fails_at_the_end"
+    with running("--port=0", *options, app=app) as command:
+        for _ in range(2 if options else 1):
+            command.url()
         command.process.send_signal(signal.SIGTERM)
         command.read("ERROR the application did not end well: no database")
         assert command.process.wait(15) == 1
