@@ -125,8 +125,13 @@ waiter_next(Waiter *self)
     PyObject *result;
     if (waiter_send(self, Py_None, &result) == PYGEN_NEXT)
         return result;
-    if (result != Py_None)
-        PyErr_SetObject(PyExc_StopIteration, result);
+    if (result != Py_None) {
+        /* As an instance: a tuple would be taken as its arguments. */
+        PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
+        if (stop != NULL)
+            PyErr_SetObject(PyExc_StopIteration, stop);
+        Py_XDECREF(stop);
+    }
     Py_DECREF(result);
     return NULL;
 }
