@@ -17,9 +17,12 @@ def _choose() -> Literal["native", "pure"]:
         return "pure"
     try:
         from . import _native, _nativeloop  # noqa: F401
-    except ImportError:
+    except ImportError as exc:
         if choice == "native":
-            raise
+            raise ImportError(
+                "ASYNCWEBSOCKETS_CODEC=native, but what is in C was not built: "
+                "with a C compiler, install anew with ASYNCWEBSOCKETS_NATIVE=1"
+            ) from exc
         return "pure"
     return "native"
 

@@ -209,6 +209,28 @@ def test_the_environment_chooses(choice: str, words: str) -> None:
     assert done.stdout.decode().strip() == (words or IMPLEMENTATION)
 
 
+@pytest.mark.parametrize("missing", ["_native", "_nativeloop"])
+@pytest.mark.parametrize("choice", ["native", ""])
+def test_what_was_not_built_is_missed_only_where_it_is_insisted_on(
+    choice: str, missing: str
+) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.modules['asyncwebsockets.{missing}'] = None;"
+            "from asyncwebsockets.codec import *; print(IMPLEMENTATION)",
+        ],
+        env={**os.environ, "ASYNCWEBSOCKETS_CODEC": choice},
+        capture_output=True,
+        check=False,
+    )
+    if choice:
+        assert b"what is in C was not built" in done.stderr
+    else:
+        assert (done.stdout, done.stderr) == (b"pure\n", b"")
+
+
 def test_a_choice_that_there_is_not_is_an_error() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import asyncwebsockets"],
