@@ -218,6 +218,9 @@ class SocketTransport(Pipe, Transport):
         """Close the socket at once."""
         if not self._closed:
             self._closed = True
+            if self._backlog and not self._blocked:
+                # It would be out already, had it not been joined.
+                self.flush()
             self._fail("the connection was closed on this side")
             self._let_go()
             self._sock.close()

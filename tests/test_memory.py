@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
+def channels() -> list[WireChannel]:
+    # Not by isinstance: what others have made may do anything when it is asked for its class.
+    return [found for found in gc.get_objects() if type(found) is WireChannel]
+
+
 async def idle(ws: Websocket) -> None:
     async for _ in ws:
         pass
@@ -62,7 +67,7 @@ async def test_an_idle_connection_is_small(anyio_backend_name: str) -> None:
             gc.collect()
             size, _ = tracemalloc.get_traced_memory()
             tracemalloc.stop()
-            assert size / 100 < (10 if anyio_backend_name == "asyncio" else 13) * 1024
+            assert size / 100 < (10 if anyio_backend_name == "asyncio" else 15) * 1024
             tg.cancel_scope.cancel()
 
 
@@ -70,17 +75,12 @@ async def test_a_connection_leaves_nothing_to_the_garbage_collector() -> None:
     async with anyio.create_task_group() as tg:
         server: Server = await tg.start(partial(serve, idle, "127.0.0.1", 0))
         with ExitStack() as stack, no_collector():
-            kept = {id(found) for found in gc.get_objects() if isinstance(found, WireChannel)}
+            kept = set(map(id, channels()))
             for _ in range(3):
                 sock = await connect(server, stack)
                 sock.sendall(frame(8, b"\x03\xe8", masked=True))
                 sock.shutdown(socket.SHUT_WR)
                 await until(lambda: not server.connections)
             await anyio.sleep(0.05)
-            found = [
-                one
-                for one in gc.get_objects()
-                if isinstance(one, WireChannel) and id(one) not in kept
-            ]
-            assert not found
+            assert not [channel for channel in channels() if id(channel) not in kept]
         tg.cancel_scope.cancel()
