@@ -315,6 +315,8 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         "subprotocol",
     )
 
+    on_end: Callable[[], None]
+
     def __init__(
         self,
         transport: Transport,

@@ -413,7 +413,7 @@ class _StrayCancellations:
 
 
 #: ``with stray_cancellations: ...``
-stray_cancellations = _StrayCancellations()
+stray_cancellations: _StrayCancellations = _StrayCancellations()
 
 
 class _UsersError(Exception):
