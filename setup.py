@@ -22,6 +22,7 @@ native = [
     Extension(
         f"asyncwebsockets.{name}",
         [f"asyncwebsockets/{name}.c"],
+        depends=["asyncwebsockets/_native.h"],
         extra_compile_args=[] if sys.platform == "win32" else ["-std=c11", "-Wextra"],
         optional=choice != "1",
     )

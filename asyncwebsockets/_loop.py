@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, final
 from weakref import ref
 
@@ -49,17 +48,17 @@ def _asyncio_look() -> Callable[[], bool]:
 
     states: dict[Any, Any] = backend._task_states.data  # type: ignore[attr-defined]
     loop = asyncio.get_running_loop()
-    current: Callable[[Any], Any] = asyncio.current_task
-    if isinstance(current, FunctionType):
-        # What that looks into, before it was written in C.
-        current = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
+    # What `current_task` looks into, where that is a dict still.
+    running: Any = getattr(asyncio.tasks, "_current_tasks", None)
+    found = type(running) is dict and running.get(loop) is asyncio.current_task() is not None
+    current: Callable[[Any], Any] = running.get if found else asyncio.current_task
     scope: Any = anyio.CancelScope()
     # That they are there is all there is to see.
     (scope._cancel_called, scope._shield, scope._parent_scope)  # noqa: B018
     if IMPLEMENTATION == "native" and type(states) is dict:
         from ._nativeloop import CancellationLook
 
-        return CancellationLook(current, loop, states)
+        return CancellationLook(running if found else current, loop, states)
 
     def look() -> bool:
         task = current(loop)

@@ -8,8 +8,7 @@
    is there. And the codec's state is complete before any Python code may run (zlib lets other
    threads run), so that no pointer into the input outlives such a call. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_native.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -55,6 +54,8 @@ typedef struct {
     OBJECTS(DECLARE)
     NAMES(DECLARE)
 #undef DECLARE
+    /* What other modules in C call. */
+    CodecInterface interface;
     /* How much of the pool was used, and in which process it was filled. */
     Py_ssize_t pool_used;
     unsigned pool_forks;
@@ -1220,6 +1221,43 @@ static PyType_Spec codec_spec = {
 };
 
 
+/* ---- What other modules in C call ---- */
+
+static int
+receive(PyObject *codec, PyObject *data)
+{
+    return add_input((Codec *)codec, data);
+}
+
+static int
+next_message(PyObject *codec, uint64_t limit, PyObject **event)
+{
+    return whole_message((Codec *)codec, limit, event);
+}
+
+static int
+pending(PyObject *codec, uint64_t limit)
+{
+    return is_pending((Codec *)codec, limit);
+}
+
+static PyObject *
+encode_message(PyObject *codec, PyObject *data)
+{
+    return encode_data((Codec *)codec, data, true);
+}
+
+static int
+add_interface(PyObject *module, State *state, PyTypeObject *type)
+{
+    state->interface = (CodecInterface){type, receive, next_message, pending, encode_message};
+    PyObject *capsule = PyCapsule_New(&state->interface, CODEC_INTERFACE, NULL);
+    int result = capsule == NULL ? -1 : PyModule_AddObjectRef(module, "interface", capsule);
+    Py_XDECREF(capsule);
+    return result;
+}
+
+
 /* ---- The module ---- */
 
 /* Import some names from a module, the last of them NULL: name, where to put it, and so on. */
@@ -1273,6 +1311,8 @@ module_exec(PyObject *module)
     if (type == NULL)
         return -1;
     int result = PyModule_AddType(module, (PyTypeObject *)type);
+    if (result == 0)
+        result = add_interface(module, state, (PyTypeObject *)type);
     Py_DECREF(type);
     return result;
 }

@@ -1,16 +1,17 @@
 /* What runs for every message beside the codec, in C: `Waiter` and the way to ask for a
    cancellation of _loop.py, and the account of pace.py. Each does what its twin in Python does. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_native.h"
+
 #include <structmember.h>
 
 #include <stdbool.h>
-#include <stdint.h>
 
 #ifdef _WIN32
 #include <windows.h>
 #else
+#include <errno.h>
+#include <sys/socket.h>
 #include <time.h>
 #endif
 
@@ -30,12 +31,20 @@
     X(pending) X(next_message) X(receive_data) X(encode_message) X(write) X(clogged) \
     X(write_behind) X(_take_queued) X(_read) X(_decode_soon) X(_drain) \
     X(send) X(recv) X(data_received) X(flush) X(_flush_later) X(_keep_unsent) \
-    X(_receive_failed) X(_receive_otherwise) X(_end_turn)
+    X(_receive_failed) X(_receive_otherwise) X(_end_turn) \
+    X(begin_receive) X(_receive_next) X(throw) X(close)
+
+struct Turn;
 
 typedef struct {
-    PyTypeObject *Waiter, *CancellationLook, *Account, *Pipe;
-    /* How many bytes are asked for in one call. */
-    PyObject *read_size;
+    PyTypeObject *Waiter, *CancellationLook, *Account, *Pipe, *Lane, *Turn, *Front;
+    /* A turn that has ended and may be used again. */
+    struct Turn *spare_turn;
+    /* The module of the codec, and what it offers. */
+    PyObject *native;
+    const CodecInterface *codec;
+    /* What a socket is read into, READ_SIZE bytes. */
+    char *buffer;
     PyObject *CancelledError;
     /* wsproto's ConnectionState.OPEN. */
     PyObject *open;
@@ -118,14 +127,15 @@ waiter_send(Waiter *self, PyObject *Py_UNUSED(sent), PyObject **result)
     return PYGEN_RETURN;
 }
 
-/* The same for a Python that asks in the older way. */
+/* Return what was yielded, or raise StopIteration with what was returned. */
 static PyObject *
-waiter_next(Waiter *self)
+as_iteration(PySendResult how, PyObject *result)
 {
-    PyObject *result;
-    if (waiter_send(self, Py_None, &result) == PYGEN_NEXT)
+    if (how != PYGEN_RETURN)
         return result;
-    if (result != Py_None) {
+    if (result == Py_None)
+        PyErr_SetNone(PyExc_StopIteration);
+    else {
         /* As an instance: a tuple would be taken as its arguments. */
         PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
         if (stop != NULL)
@@ -134,6 +144,15 @@ waiter_next(Waiter *self)
     }
     Py_DECREF(result);
     return NULL;
+}
+
+/* The same for a Python that asks in the older way. */
+static PyObject *
+waiter_next(Waiter *self)
+{
+    PyObject *result;
+    PySendResult how = waiter_send(self, Py_None, &result);
+    return as_iteration(how, result);
 }
 
 /* Run the task's next step, in its context. */
@@ -355,7 +374,12 @@ static PyType_Spec waiter_spec = {
 typedef struct {
     PyObject_HEAD
     State *state;
-    PyObject *current_task, *loop, *task_states;
+    /* The running tasks: a function of the loop, or what has them by their loops. */
+    PyObject *current_task;
+    PyObject *loop, *task_states;
+    /* The class of the scopes last seen, and where its attributes are in them. */
+    PyTypeObject *scope_type;
+    Py_ssize_t cancel_called, shield, parent_scope;
 } Look;
 
 static PyObject *
@@ -376,11 +400,21 @@ look_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
+/* Return the task that runs, None if there is none. */
+static PyObject *
+running_task(Look *self)
+{
+    if (!PyDict_CheckExact(self->current_task))
+        return PyObject_CallOneArg(self->current_task, self->loop);
+    PyObject *task = PyDict_GetItemWithError(self->current_task, self->loop);
+    return task == NULL && PyErr_Occurred() ? NULL : Py_NewRef(task == NULL ? Py_None : task);
+}
+
 /* Return the innermost cancel scope of the running task, None if there is none. */
 static PyObject *
 innermost_scope(Look *self)
 {
-    PyObject *task = PyObject_CallOneArg(self->current_task, self->loop);
+    PyObject *task = running_task(self);
     if (task == NULL || task == Py_None)
         return task;
     PyObject *key = PyWeakref_NewRef(task, NULL);
@@ -407,12 +441,67 @@ has(PyObject *object, PyObject *name)
     return result;
 }
 
+/* Return where the instances of a type have a slot (``__slots__``), 0 if they have none of that
+   name. */
+static Py_ssize_t
+slot_of(PyTypeObject *type, PyObject *name)
+{
+    PyObject *descriptor = PyObject_GetAttr((PyObject *)type, name);
+    Py_ssize_t offset = 0;
+    if (descriptor == NULL)
+        PyErr_Clear();
+    else if (Py_IS_TYPE(descriptor, &PyMemberDescr_Type)) {
+        PyMemberDef *member = ((PyMemberDescrObject *)descriptor)->d_member;
+        if (member->type == T_OBJECT_EX)
+            offset = member->offset;
+    }
+    Py_XDECREF(descriptor);
+    return offset;
+}
+
+/* Whether the slots of scopes of this type are known. */
+static bool
+knows_scopes(Look *self, PyTypeObject *type)
+{
+    State *state = self->state;
+    if (type != self->scope_type) {
+        Py_XSETREF(self->scope_type, (PyTypeObject *)Py_NewRef(type));
+        self->cancel_called = slot_of(type, state->_cancel_called);
+        self->shield = slot_of(type, state->_shield);
+        self->parent_scope = slot_of(type, state->_parent_scope);
+    }
+    return self->cancel_called > 0 && self->shield > 0 && self->parent_scope > 0;
+}
+
+#define SLOT(object, offset) (*(PyObject **)((char *)(object) + (offset)))
+
+/* The same as below, without a call. */
+static int
+is_cancelled_by_slots(Look *self, PyObject *scope)
+{
+    do {
+        if (SLOT(scope, self->cancel_called) == Py_True)
+            return 1;
+        if (SLOT(scope, self->shield) == Py_True)
+            return 0;
+        scope = SLOT(scope, self->parent_scope);
+    } while (scope != NULL && Py_IS_TYPE(scope, self->scope_type));
+    return scope == Py_None || scope == NULL ? 0 : -1;
+}
+
 /* Whether the running task's next checkpoint would raise, or -1. */
 static int
 is_cancelled(Look *self)
 {
     State *state = self->state;
     PyObject *scope = innermost_scope(self);
+    if (scope != NULL && scope != Py_None && knows_scopes(self, Py_TYPE(scope))) {
+        int result = is_cancelled_by_slots(self, scope);
+        if (result >= 0) {
+            Py_DECREF(scope);
+            return result;
+        }
+    }
     while (scope != NULL && scope != Py_None) {
         int cancelled = has(scope, state->_cancel_called);
         int shielded = cancelled == 0 ? has(scope, state->_shield) : cancelled;
@@ -444,6 +533,7 @@ look_traverse(Look *self, visitproc visit, void *arg)
     Py_VISIT(self->current_task);
     Py_VISIT(self->loop);
     Py_VISIT(self->task_states);
+    Py_VISIT(self->scope_type);
     return 0;
 }
 
@@ -455,6 +545,7 @@ look_dealloc(Look *self)
     Py_XDECREF(self->current_task);
     Py_XDECREF(self->loop);
     Py_XDECREF(self->task_states);
+    Py_XDECREF(self->scope_type);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -617,9 +708,23 @@ typedef struct {
     PyObject_HEAD
     State *module;
     PyObject *sock, *pace, *sink, *failure, *backlog;
+    /* The socket's descriptor. Who closes the socket does not read any more, and notes a failure. */
+    int descriptor;
+    /* Whether the last read has brought all that was asked for. */
+    bool more;
     Py_ssize_t written, sent, turn, pieces_sent;
     char blocked, joins, in_turn, clogged;
 } Pipe;
+
+typedef struct {
+    PyObject_HEAD
+    State *module;
+    PyObject *codec, *transport, *pace, *state, *receiver, *queue, *pongs, *violation;
+    Py_ssize_t limit;
+    char undecoded, taken, heard;
+} Lane;
+
+static PyObject *lane_data_received(Lane *self, PyObject *data);
 
 static PyObject *
 pipe_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
@@ -660,6 +765,69 @@ caught_os_error(void)
     return error;
 #endif
 }
+
+/* Sockets do not block here, and so the GIL is kept: to let go of it and to get it back costs as
+   much as a small message takes in the kernel. */
+#ifdef _WIN32
+
+static Py_ssize_t
+socket_send(Pipe *self, PyObject *data)
+{
+    PyObject *number = PyObject_CallMethodOneArg(self->sock, self->module->send, data);
+    Py_ssize_t sent = number == NULL ? -1 : PyLong_AsSsize_t(number);
+    Py_XDECREF(number);
+    return sent;
+}
+
+static PyObject *
+socket_receive(Pipe *self)
+{
+    return PyObject_CallMethod(self->sock, "recv", "i", READ_SIZE);
+}
+
+#else
+
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0
+#endif
+
+/* Send bytes. Return how many the socket has taken, or -1 with an exception. */
+static Py_ssize_t
+socket_send(Pipe *self, PyObject *data)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
+        return -1;
+    Py_ssize_t sent = send(self->descriptor, view.buf, (size_t)view.len, MSG_NOSIGNAL);
+    if (sent < 0)
+        PyErr_SetFromErrno(PyExc_OSError);
+    PyBuffer_Release(&view);
+    return sent;
+}
+
+/* Return what the socket has received, b"" at the end. */
+static PyObject *
+socket_receive(Pipe *self)
+{
+    /* Small pieces are copied, which costs less than to allocate for a large one. */
+    PyObject *data = self->more ? PyBytes_FromStringAndSize(NULL, READ_SIZE) : NULL;
+    if (data == NULL && self->more)
+        return NULL;
+    char *buffer = data != NULL ? PyBytes_AS_STRING(data) : self->module->buffer;
+    Py_ssize_t size = recv(self->descriptor, buffer, READ_SIZE, 0);
+    if (size < 0) {
+        Py_XDECREF(data);
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    self->more = size == READ_SIZE;
+    if (data == NULL)
+        return PyBytes_FromStringAndSize(buffer, size);
+    if (size < READ_SIZE)
+        _PyBytes_Resize(&data, size);
+    return data;
+}
+
+#endif
 
 /* Keep what the socket has not taken, or note that it is broken. */
 static PyObject *
@@ -704,17 +872,13 @@ pipe_write(Pipe *self, PyObject *data)
         return NULL;
     self->turn = turn;
     self->written += size;
-    PyObject *number = PyObject_CallMethodOneArg(self->sock, self->module->send, data);
-    if (number == NULL) {
+    Py_ssize_t sent = socket_send(self, data);
+    if (sent < 0) {
         PyObject *error = caught_os_error();
         PyObject *none = error == NULL ? NULL : keep_unsent(self, data, error);
         Py_XDECREF(error);
         return none;
     }
-    Py_ssize_t sent = PyLong_AsSsize_t(number);
-    Py_DECREF(number);
-    if (sent == -1 && PyErr_Occurred())
-        return NULL;
     self->sent += sent;
     self->pieces_sent++;
     if (sent >= size)
@@ -733,7 +897,7 @@ pipe_on_readable(Pipe *self, PyObject *Py_UNUSED(none))
     State *module = self->module;
     if (!pipe_is_set_up(self))
         return NULL;
-    PyObject *data = PyObject_CallMethodOneArg(self->sock, module->recv, module->read_size);
+    PyObject *data = socket_receive(self);
     if (data == NULL) {
         PyObject *error = caught_os_error();
         PyObject *none = error == NULL ? NULL
@@ -753,7 +917,9 @@ pipe_on_readable(Pipe *self, PyObject *Py_UNUSED(none))
     start_anew((Account *)self->pace);
     PyObject *sink = Py_NewRef(self->sink);
     self->in_turn = 1;
-    PyObject *none = PyObject_CallMethodOneArg(sink, module->data_received, data);
+    PyObject *none = PyObject_TypeCheck(sink, module->Lane)
+                         ? lane_data_received((Lane *)sink, data)
+                         : PyObject_CallMethodOneArg(sink, module->data_received, data);
     self->in_turn = 0;
     Py_DECREF(sink);
     Py_DECREF(data);
@@ -812,7 +978,6 @@ static PyMethodDef pipe_methods[] = {
 };
 
 static PyMemberDef pipe_members[] = {
-    {"_sock", T_OBJECT_EX, offsetof(Pipe, sock), 0, NULL},
     {"_pace", T_OBJECT_EX, offsetof(Pipe, pace), 0, NULL},
     {"_sink", T_OBJECT_EX, offsetof(Pipe, sink), 0, NULL},
     {"_failure", T_OBJECT_EX, offsetof(Pipe, failure), 0, NULL},
@@ -828,6 +993,36 @@ static PyMemberDef pipe_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
+static PyObject *
+pipe_get_sock(Pipe *self, void *Py_UNUSED(closure))
+{
+    if (self->sock == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "_sock");
+        return NULL;
+    }
+    return Py_NewRef(self->sock);
+}
+
+static int
+pipe_set_sock(Pipe *self, PyObject *sock, void *Py_UNUSED(closure))
+{
+    if (sock == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "a pipe keeps its socket");
+        return -1;
+    }
+    int descriptor = PyObject_AsFileDescriptor(sock);
+    if (descriptor < 0)
+        return -1;
+    self->descriptor = descriptor;
+    Py_XSETREF(self->sock, Py_NewRef(sock));
+    return 0;
+}
+
+static PyGetSetDef pipe_getset[] = {
+    {"_sock", (getter)pipe_get_sock, (setter)pipe_set_sock, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot pipe_slots[] = {
     {Py_tp_doc, (void *)PyDoc_STR("_pipe.PurePipe, but fast.")},
     {Py_tp_new, pipe_new},
@@ -836,6 +1031,7 @@ static PyType_Slot pipe_slots[] = {
     {Py_tp_clear, pipe_clear},
     {Py_tp_methods, pipe_methods},
     {Py_tp_members, pipe_members},
+    {Py_tp_getset, pipe_getset},
     {0, NULL},
 };
 
@@ -848,14 +1044,6 @@ static PyType_Spec pipe_spec = {
 
 
 /* ---- Lane ---- */
-
-typedef struct {
-    PyObject_HEAD
-    State *module;
-    PyObject *codec, *transport, *pace, *state, *receiver, *queue, *pongs, *violation;
-    Py_ssize_t limit;
-    char undecoded, taken, heard;
-} Lane;
 
 static PyObject *
 lane_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
@@ -891,7 +1079,13 @@ has_items(PyObject *list)
     return list != NULL && PyList_CheckExact(list) && PyList_GET_SIZE(list) > 0;
 }
 
-/* Call a method of the codec with the limit of messages. */
+static bool
+has_native_codec(Lane *self)
+{
+    return Py_IS_TYPE(self->codec, self->module->codec->type);
+}
+
+/* Call a method of a codec in Python with the limit of messages. */
 static PyObject *
 ask_codec(Lane *self, PyObject *method)
 {
@@ -904,22 +1098,65 @@ ask_codec(Lane *self, PyObject *method)
     return answer;
 }
 
-/* The codec's next message, and note whether there is more behind it; or None. */
-static PyObject *
-next_message(Lane *self)
+static int
+codec_receive(Lane *self, PyObject *data)
 {
-    PyObject *event = ask_codec(self, self->module->next_message);
-    if (event == NULL || event == Py_None)
-        return event;
+    if (has_native_codec(self))
+        return self->module->codec->receive(self->codec, data);
+    PyObject *none = PyObject_CallMethodOneArg(self->codec, self->module->receive_data, data);
+    Py_XDECREF(none);
+    return none == NULL ? -1 : 0;
+}
+
+/* The codec's next message, NULL without an exception for None. */
+static int
+codec_next_message(Lane *self, PyObject **event)
+{
+    if (has_native_codec(self))
+        return self->module->codec->next_message(self->codec, (uint64_t)self->limit, event);
+    *event = ask_codec(self, self->module->next_message);
+    if (*event == NULL)
+        return -1;
+    if (*event == Py_None)
+        Py_CLEAR(*event);
+    return 0;
+}
+
+static int
+codec_pending(Lane *self)
+{
+    if (has_native_codec(self))
+        return self->module->codec->pending(self->codec, (uint64_t)self->limit);
     PyObject *pending = ask_codec(self, self->module->pending);
-    int undecoded = pending == NULL ? -1 : PyObject_IsTrue(pending);
+    int result = pending == NULL ? -1 : PyObject_IsTrue(pending);
     Py_XDECREF(pending);
+    return result;
+}
+
+static PyObject *
+codec_encode_message(Lane *self, PyObject *data)
+{
+    if (has_native_codec(self))
+        return self->module->codec->encode_message(self->codec, data);
+    PyObject *args[] = {self->codec, data, Py_True};
+    return PyObject_VectorcallMethod(self->module->encode_message, args, 3, NULL);
+}
+
+/* The codec's next message, and note whether there is more behind it. */
+static int
+next_message(Lane *self, PyObject **event)
+{
+    if (codec_next_message(self, event) < 0)
+        return -1;
+    if (*event == NULL)
+        return 0;
+    int undecoded = codec_pending(self);
     if (undecoded < 0) {
-        Py_DECREF(event);
-        return NULL;
+        Py_CLEAR(*event);
+        return -1;
     }
     self->undecoded = (char)undecoded;
-    return event;
+    return 0;
 }
 
 static PyObject *
@@ -936,12 +1173,13 @@ lane_begin_receive(Lane *self, PyObject *Py_UNUSED(none))
         int due = is_due((Account *)self->pace, 0);
         if (due != 0)
             return due < 0 ? NULL : Py_NewRef(Py_None);
-        PyObject *event = next_message(self);
-        if (event == NULL || event != Py_None) {
+        PyObject *event;
+        if (next_message(self, &event) < 0)
+            return NULL;
+        if (event != NULL) {
             self->taken = 1;
             return event;
         }
-        Py_DECREF(event);
     }
     return Py_NewRef(self->receiver != NULL ? self->receiver : Py_None);
 }
@@ -963,17 +1201,11 @@ lane_data_received(Lane *self, PyObject *data)
         || self->receiver == NULL || !Py_IS_TYPE(self->receiver, module->Waiter)
         || ((Waiter *)self->receiver)->wakeup == NULL)
         return read_otherwise(self, data);
-    PyObject *none = PyObject_CallMethodOneArg(self->codec, module->receive_data, data);
-    if (none == NULL)
+    PyObject *event;
+    if (codec_receive(self, data) < 0 || next_message(self, &event) < 0)
         return NULL;
-    Py_DECREF(none);
-    PyObject *event = next_message(self);
     if (event == NULL)
-        return NULL;
-    if (event == Py_None) {
-        Py_DECREF(event);
         return read_otherwise(self, Py_None);
-    }
     PyObject *receiver = Py_NewRef(self->receiver);
     int resumed = resume_with((Waiter *)receiver, event);
     Py_DECREF(receiver);
@@ -992,6 +1224,18 @@ is_clogged(Lane *self, PyObject *transport)
     if (PyObject_TypeCheck(transport, self->module->Pipe))
         return ((Pipe *)transport)->clogged;
     return has(transport, self->module->clogged);
+}
+
+/* Write a frame. What answers the messages of one read goes out together. */
+static PyObject *
+write_frame(Lane *self, PyObject *transport, PyObject *frame)
+{
+    State *module = self->module;
+    if (!PyObject_TypeCheck(transport, module->Pipe))
+        return PyObject_CallMethodOneArg(
+            transport, self->undecoded ? module->write_behind : module->write, frame);
+    Pipe *pipe = (Pipe *)transport;
+    return self->undecoded ? pipe_write_behind(pipe, frame) : pipe_write(pipe, frame);
 }
 
 static PyObject *
@@ -1014,13 +1258,11 @@ lane_begin_send(Lane *self, PyObject *data)
         hindered = is_due((Account *)self->pace, size);
     if (hindered != 0)
         return hindered < 0 ? NULL : Py_NewRef(Py_False);
-    PyObject *encode[] = {self->codec, data, Py_True};
-    PyObject *frame = PyObject_VectorcallMethod(module->encode_message, encode, 3, NULL);
+    PyObject *frame = codec_encode_message(self, data);
     if (frame == NULL)
         return NULL;
     PyObject *transport = Py_NewRef(self->transport);
-    PyObject *none = PyObject_CallMethodOneArg(
-        transport, self->undecoded ? module->write_behind : module->write, frame);
+    PyObject *none = write_frame(self, transport, frame);
     Py_DECREF(frame);
     int clogged = none == NULL ? -1 : is_clogged(self, transport);
     Py_DECREF(transport);
@@ -1117,6 +1359,306 @@ static PyType_Spec lane_spec = {
 };
 
 
+/* ---- Front ---- */
+
+typedef struct {
+    PyObject_HEAD
+    State *module;
+    PyObject *channel;
+    char idle, receiving;
+} Front;
+
+/* What `__anext__` returns: the coroutine of PureFront. */
+typedef struct Turn {
+    PyObject_HEAD
+    State *module;
+    Front *front;
+    enum { BEGINNING, WAITING, DELEGATING, ENDED } stage;
+    /* The waiter it waits for, or the coroutine that does the rest. */
+    PyObject *inner;
+} Turn;
+
+static PyObject *
+front_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    Front *self = (Front *)type->tp_alloc(type, 0);
+    if (self != NULL)
+        self->module = state_of(type);
+    return (PyObject *)self;
+}
+
+static PyObject *
+front_anext(Front *self)
+{
+    State *module = self->module;
+    Turn *turn = module->spare_turn;
+    module->spare_turn = NULL;
+    if (turn == NULL) {
+        turn = PyObject_GC_New(Turn, module->Turn);
+        if (turn == NULL)
+            return NULL;
+        turn->module = module;
+    }
+    turn->front = (Front *)Py_NewRef(self);
+    turn->stage = BEGINNING;
+    turn->inner = NULL;
+    PyObject_GC_Track(turn);
+    return (PyObject *)turn;
+}
+
+static PyObject *
+begin_receive(Front *self)
+{
+    if (self->channel == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "the connection has no channel");
+        return NULL;
+    }
+    return PyObject_TypeCheck(self->channel, self->module->Lane)
+               ? lane_begin_receive((Lane *)self->channel, NULL)
+               : PyObject_CallMethodNoArgs(self->channel, self->module->begin_receive);
+}
+
+/* Wait for nothing any more. */
+static void
+leave_waiter(Turn *self)
+{
+    if (self->stage == WAITING) {
+        self->front->receiving = 0;
+        self->front->idle = 1;
+    }
+    self->stage = ENDED;
+    Py_CLEAR(self->inner);
+}
+
+static PySendResult
+turn_delegate(Turn *self, PyObject *sent, PyObject **result)
+{
+    if (self->stage != DELEGATING) {
+        leave_waiter(self);
+        self->inner =
+            PyObject_CallMethodNoArgs((PyObject *)self->front, self->module->_receive_next);
+        if (self->inner == NULL)
+            return PYGEN_ERROR;
+        self->stage = DELEGATING;
+    }
+    PyObject *inner = Py_NewRef(self->inner);
+    PySendResult how = PyIter_Send(inner, sent, result);
+    Py_DECREF(inner);
+    if (how != PYGEN_NEXT)
+        leave_waiter(self);
+    return how;
+}
+
+static PySendResult
+turn_send(Turn *self, PyObject *sent, PyObject **result)
+{
+    Front *front = self->front;
+    *result = NULL;
+    if (self->stage == BEGINNING && front->idle) {
+        PyObject *event = begin_receive(front);
+        if (event == NULL) {
+            self->stage = ENDED;
+            return PYGEN_ERROR;
+        }
+        if (Py_IS_TYPE(event, self->module->Waiter)) {
+            self->inner = event;
+            PyObject *same = waiter_await((Waiter *)event);
+            if (same == NULL) {
+                leave_waiter(self);
+                return PYGEN_ERROR;
+            }
+            Py_DECREF(same);
+            self->stage = WAITING;
+            front->receiving = 1;
+            front->idle = 0;
+            return waiter_send((Waiter *)event, Py_None, result);
+        }
+        if (event != Py_None) {
+            self->stage = ENDED;
+            *result = event;
+            return PYGEN_RETURN;
+        }
+        Py_DECREF(event);
+    }
+    else if (self->stage == WAITING) {
+        /* It was told to go on, so this is what with. */
+        waiter_send((Waiter *)self->inner, Py_None, result);
+        if (*result != Py_None) {
+            leave_waiter(self);
+            return PYGEN_RETURN;
+        }
+        Py_CLEAR(*result);
+    }
+    else if (self->stage == ENDED) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+        return PYGEN_ERROR;
+    }
+    return turn_delegate(self, sent, result);
+}
+
+static PyObject *
+turn_next(Turn *self)
+{
+    PyObject *result;
+    PySendResult how = turn_send(self, Py_None, &result);
+    return as_iteration(how, result);
+}
+
+static PyObject *
+turn_send_method(Turn *self, PyObject *sent)
+{
+    PyObject *result;
+    PySendResult how = turn_send(self, sent, &result);
+    return as_iteration(how, result);
+}
+
+static PyObject *
+turn_throw(Turn *self, PyObject *args)
+{
+    PyObject *error, *value = NULL, *traceback = NULL;
+    if (!PyArg_UnpackTuple(args, "throw", 1, 3, &error, &value, &traceback))
+        return NULL;
+    if (self->stage == DELEGATING) {
+        PyObject *inner = Py_NewRef(self->inner);
+        PyObject *method = PyObject_GetAttr(inner, self->module->throw);
+        PyObject *result = method == NULL ? NULL : PyObject_CallObject(method, args);
+        Py_XDECREF(method);
+        Py_DECREF(inner);
+        if (result == NULL)
+            leave_waiter(self);
+        return result;
+    }
+    leave_waiter(self);
+    if (PyExceptionInstance_Check(error))
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    else if (PyExceptionClass_Check(error))
+        PyErr_SetObject(error, value);
+    else
+        PyErr_Format(PyExc_TypeError, "expected an exception, got %R", error);
+    return NULL;
+}
+
+static PyObject *
+turn_close(Turn *self, PyObject *Py_UNUSED(none))
+{
+    PyObject *inner = self->stage == DELEGATING ? Py_NewRef(self->inner) : NULL;
+    PyObject *result =
+        inner == NULL ? Py_NewRef(Py_None) : PyObject_CallMethodNoArgs(inner, self->module->close);
+    Py_XDECREF(inner);
+    leave_waiter(self);
+    return result;
+}
+
+static int
+turn_traverse(Turn *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->front);
+    Py_VISIT(self->inner);
+    return 0;
+}
+
+static void
+turn_dealloc(Turn *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    State *module = self->module;
+    PyObject_GC_UnTrack(self);
+    leave_waiter(self);
+    Py_CLEAR(self->front);
+    if (module->spare_turn == NULL) {
+        /* The next one, without an allocation; it has its type's reference. */
+        module->spare_turn = (Turn *)PyObject_Init((PyObject *)self, type);
+        Py_DECREF(type);
+        return;
+    }
+    PyObject_GC_Del(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef turn_methods[] = {
+    {"send", (PyCFunction)turn_send_method, METH_O,
+     PyDoc_STR("send($self, value, /)\n--\n\nGo on, as a coroutine does.")},
+    {"throw", (PyCFunction)turn_throw, METH_VARARGS,
+     PyDoc_STR("throw($self, type, value=None, traceback=None, /)\n--\n\n"
+               "Go on with an exception, as a coroutine does.")},
+    {"close", (PyCFunction)turn_close, METH_NOARGS,
+     PyDoc_STR("close($self)\n--\n\nEnd, as a coroutine does.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot turn_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("What `Front.__anext__` returns.")},
+    {Py_tp_dealloc, turn_dealloc},
+    {Py_tp_traverse, turn_traverse},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, turn_next},
+    {Py_am_await, PyObject_SelfIter},
+    {Py_am_send, turn_send},
+    {Py_tp_methods, turn_methods},
+    {0, NULL},
+};
+
+static PyType_Spec turn_spec = {
+    .name = "asyncwebsockets._nativeloop.Turn",
+    .basicsize = sizeof(Turn),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
+             | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = turn_slots,
+};
+
+static int
+front_traverse(Front *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->channel);
+    return 0;
+}
+
+static int
+front_clear(Front *self)
+{
+    Py_CLEAR(self->channel);
+    return 0;
+}
+
+static void
+front_dealloc(Front *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    front_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef front_members[] = {
+    {"_channel", T_OBJECT_EX, offsetof(Front, channel), 0, NULL},
+    {"_idle", T_BOOL, offsetof(Front, idle), 0, NULL},
+    {"_receiving", T_BOOL, offsetof(Front, receiving), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot front_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("_front.PureFront, but fast.")},
+    {Py_tp_new, front_new},
+    {Py_tp_dealloc, front_dealloc},
+    {Py_tp_traverse, front_traverse},
+    {Py_tp_clear, front_clear},
+    {Py_am_aiter, PyObject_SelfIter},
+    {Py_am_anext, front_anext},
+    {Py_tp_members, front_members},
+    {0, NULL},
+};
+
+static PyType_Spec front_spec = {
+    .name = "asyncwebsockets._nativeloop.Front",
+    .basicsize = sizeof(Front),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .slots = front_slots,
+};
+
+
 /* ---- The module ---- */
 
 /* Add a type, and return it as well; NULL with an exception. */
@@ -1154,6 +1696,10 @@ module_exec(PyObject *module)
     state->context_alone = PyTuple_Pack(1, state->context);
     if (state->context_alone == NULL)
         return -1;
+    state->native = PyImport_ImportModule("asyncwebsockets._native");
+    state->codec = PyCapsule_Import(CODEC_INTERFACE, 0);
+    if (state->native == NULL || state->codec == NULL)
+        return -1;
     state->CancelledError = import_from("asyncio.exceptions", "CancelledError");
     PyObject *states = import_from("wsproto.connection", "ConnectionState");
     if (state->CancelledError == NULL || states == NULL) {
@@ -1166,13 +1712,17 @@ module_exec(PyObject *module)
     state->CancellationLook = add_type(module, &look_spec);
     state->Account = add_type(module, &account_spec);
     state->Pipe = add_type(module, &pipe_spec);
-    state->read_size = PyLong_FromLong(READ_SIZE);
-    PyTypeObject *lane = add_type(module, &lane_spec);
-    bool done = state->open != NULL && state->Waiter != NULL && state->CancellationLook != NULL
-                && state->Account != NULL && state->Pipe != NULL && state->read_size != NULL
-                && lane != NULL;
-    Py_XDECREF(lane);
-    return done ? 0 : -1;
+    state->Lane = add_type(module, &lane_spec);
+    state->Turn = add_type(module, &turn_spec);
+    state->Front = add_type(module, &front_spec);
+    state->buffer = PyMem_Malloc(READ_SIZE);
+    if (state->buffer == NULL)
+        PyErr_NoMemory();
+    return state->open != NULL && state->Waiter != NULL && state->CancellationLook != NULL
+                   && state->Account != NULL && state->Pipe != NULL && state->Lane != NULL
+                   && state->Turn != NULL && state->Front != NULL && state->buffer != NULL
+               ? 0
+               : -1;
 }
 
 static int
@@ -1183,6 +1733,10 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->CancellationLook);
     Py_VISIT(state->Account);
     Py_VISIT(state->Pipe);
+    Py_VISIT(state->Lane);
+    Py_VISIT(state->Turn);
+    Py_VISIT(state->Front);
+    Py_VISIT(state->native);
     Py_VISIT(state->CancelledError);
     Py_VISIT(state->open);
     return 0;
@@ -1192,11 +1746,20 @@ static int
 module_clear(PyObject *module)
 {
     State *state = PyModule_GetState(module);
+    if (state->spare_turn != NULL) {
+        PyTypeObject *type = Py_TYPE(state->spare_turn);
+        PyObject_GC_Del(state->spare_turn);
+        state->spare_turn = NULL;
+        Py_DECREF(type);
+    }
     Py_CLEAR(state->Waiter);
     Py_CLEAR(state->CancellationLook);
     Py_CLEAR(state->Account);
     Py_CLEAR(state->Pipe);
-    Py_CLEAR(state->read_size);
+    Py_CLEAR(state->Lane);
+    Py_CLEAR(state->Turn);
+    Py_CLEAR(state->Front);
+    Py_CLEAR(state->native);
     Py_CLEAR(state->CancelledError);
     Py_CLEAR(state->open);
     Py_CLEAR(state->context_alone);
@@ -1210,6 +1773,7 @@ static void
 module_free(void *module)
 {
     module_clear(module);
+    PyMem_Free(((State *)PyModule_GetState(module))->buffer);
 }
 
 static PyModuleDef_Slot module_slots[] = {

@@ -3,17 +3,18 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from ._front import PureFront as Front
 from ._lane import PureLane as Lane
 from ._loop import PureWaiter as Waiter
 from ._pipe import PurePipe as Pipe
 from .pace import PureAccount as Account
 
-__all__ = ["Account", "CancellationLook", "Lane", "Pipe", "Waiter"]
+__all__ = ["Account", "CancellationLook", "Front", "Lane", "Pipe", "Waiter"]
 
 class CancellationLook:
     def __init__(
         self,
-        current_task: Callable[[asyncio.AbstractEventLoop], object],
+        current_task: Callable[[asyncio.AbstractEventLoop], object] | dict[Any, Any],
         loop: asyncio.AbstractEventLoop,
         task_states: dict[Any, Any],
     ) -> None: ...

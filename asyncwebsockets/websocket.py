@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from wsproto.connection import ConnectionState
 
 from ._bell import Bell
+from ._front import Front
 from ._loop import Waiter
 from .codec import is_close_code, size_of
 from .errors import (
@@ -72,7 +73,7 @@ def check_close(code: int, reason: str) -> int:
     return code
 
 
-class Websocket:
+class Websocket(Front):
     """An open WebSocket connection, of a client or a server.
 
     Iterate over it for its events; send with :meth:`send`; end it with :meth:`close`. Any
@@ -83,10 +84,9 @@ class Websocket:
         self._channel = channel
         # The pieces of a message whose end has not been received yet.
         self._pieces = _Pieces()
-        self._receiving = False
         # Whether the pieces still to come belong to a message that was left half read.
         self._skipping = False
-        # Whether the next message can be taken as it is: none of the three above is the case.
+        self._receiving = False
         self._idle = True
         limit = channel.settings.max_message_size
         self._limit = sys.maxsize if limit is None else limit
@@ -176,20 +176,7 @@ class Websocket:
 
     # Receiving
 
-    def __aiter__(self) -> Websocket:
-        return self
-
-    async def __anext__(self) -> Event:
-        if self._idle:
-            event = self._channel.begin_receive()
-            if isinstance(event, Waiter):
-                self._receiving, self._idle = True, False
-                try:
-                    event = await event
-                finally:
-                    self._receiving, self._idle = False, True
-            if event is not None:
-                return event
+    async def _receive_next(self) -> Event:
         try:
             return await self._receive()
         except ConnectionClosedOK:

@@ -35,6 +35,7 @@ LAYERS = {
         ["_sockets"],
         ["_lane"],
         ["channel"],
+        ["_front"],
         ["websocket"],
         ["_scope"],
         ["client", "server"],

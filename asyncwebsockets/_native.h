@@ -1,0 +1,27 @@
+/* What `_nativeloop` calls of the codec without going through Python's methods: the capsule
+   `_native.interface` has one. */
+
+#ifndef ASYNCWEBSOCKETS_NATIVE_H
+#define ASYNCWEBSOCKETS_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+
+#define CODEC_INTERFACE "asyncwebsockets._native.interface"
+
+typedef struct {
+    /* The one type that the functions take. */
+    PyTypeObject *type;
+    /* receive_data(data), for bytes: 0, or -1 with an exception. */
+    int (*receive)(PyObject *codec, PyObject *data);
+    /* next_message(limit): 0, or -1 with an exception. The event is NULL for None. */
+    int (*next_message)(PyObject *codec, uint64_t limit, PyObject **event);
+    /* pending(limit): 0, 1, or -1 with an exception. */
+    int (*pending)(PyObject *codec, uint64_t limit);
+    /* encode_message(data, True). */
+    PyObject *(*encode_message)(PyObject *codec, PyObject *data);
+} CodecInterface;
+
+#endif
