@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, final
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, TypeVar, final
 from weakref import ref
 
 import anyio
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
     WaitFor = Callable[[socket.socket], Awaitable[None]]
 
-__all__ = ["Waiter", "cancellation_look", "make_waiter", "running_asyncio", "trio_waits"]
+__all__ = [
+    "Waiter",
+    "cancellation_look",
+    "make_waiter",
+    "running_asyncio",
+    "stepped",
+    "trio_waits",
+]
+
+T = TypeVar("T")
 
 
 def running_asyncio() -> bool:
@@ -179,6 +189,19 @@ if TYPE_CHECKING or IMPLEMENTATION == "pure":
     Waiter = PureWaiter
 else:
     from ._nativeloop import Waiter
+
+
+def stepped(coroutine: Awaitable[T]) -> Awaitable[T]:
+    """Return what awaits a coroutine and lets a waiter in it step it without its task.
+
+    From a message's arrival to its receiver, the way through a task of asyncio, and through all
+    that awaits the receiver, costs as much as the rest of the way.
+    """
+    if IMPLEMENTATION == "native" and type(coroutine) is CoroutineType and running_asyncio():
+        from ._nativeloop import Stepped
+
+        return Stepped(coroutine, asyncio.get_running_loop(), asyncio.current_task())
+    return coroutine
 
 
 def make_waiter() -> Waiter:

@@ -32,12 +32,14 @@
     X(write_behind) X(_take_queued) X(_read) X(_decode_soon) X(_drain) \
     X(send) X(recv) X(data_received) X(flush) X(_flush_later) X(_keep_unsent) \
     X(_receive_failed) X(_receive_otherwise) X(_end_turn) \
-    X(begin_receive) X(_receive_next) X(throw) X(close)
+    X(begin_receive) X(_receive_next) X(throw) X(close) X(cancel) X(uncancel) \
+    X(args)
 
+struct Stepped;
 struct Turn;
 
 typedef struct {
-    PyTypeObject *Waiter, *CancellationLook, *Account, *Pipe, *Lane, *Turn, *Front;
+    PyTypeObject *Waiter, *Stepped, *CancellationLook, *Account, *Pipe, *Lane, *Turn, *Front;
     /* A turn that has ended and may be used again. */
     struct Turn *spare_turn;
     /* The module of the codec, and what it offers. */
@@ -46,6 +48,8 @@ typedef struct {
     /* What a socket is read into, READ_SIZE bytes. */
     char *buffer;
     PyObject *CancelledError;
+    /* asyncio's functions that say which task runs. */
+    PyObject *enter_task, *leave_task;
     /* wsproto's ConnectionState.OPEN. */
     PyObject *open;
     /* The names of call_soon's arguments by keyword. */
@@ -79,6 +83,10 @@ typedef struct {
     PyObject *wakeup, *context;
     /* What it goes on with: a value, or a CancelledError. NULL for None. */
     PyObject *value, *cancelled;
+    /* What to step in place of the task, while a task waits; or NULL. */
+    struct Stepped *stepped;
+    /* Whether that is being done, and whether the task was cancelled meanwhile. */
+    bool stepping, refused;
     /* Whether the next step of `await` is its first, which yields. */
     bool begun;
     /* What a task looks at in what was yielded to it. */
@@ -161,6 +169,7 @@ run_wakeup(Waiter *self)
 {
     PyObject *wakeup = self->wakeup, *context = self->context;
     self->wakeup = self->context = NULL;
+    Py_CLEAR(self->stepped);
     int result = -1;
     if (PyContext_Enter(context) == 0) {
         PyObject *none = PyObject_CallOneArg(wakeup, (PyObject *)self);
@@ -180,6 +189,7 @@ schedule_wakeup(Waiter *self)
 {
     PyObject *wakeup = self->wakeup, *context = self->context;
     self->wakeup = self->context = NULL;
+    Py_CLEAR(self->stepped);
     PyObject *args[] = {self->loop, wakeup, (PyObject *)self, context};
     PyObject *handle =
         PyObject_VectorcallMethod(self->state->call_soon, args, 3, self->state->context_alone);
@@ -189,6 +199,8 @@ schedule_wakeup(Waiter *self)
     return handle == NULL ? -1 : 0;
 }
 
+static int step(Waiter *self);
+
 /* Let the task go on with a value, NULL for None. */
 static int
 resume_with(Waiter *self, PyObject *value)
@@ -196,7 +208,7 @@ resume_with(Waiter *self, PyObject *value)
     if (self->wakeup == NULL)
         return 0;
     Py_XSETREF(self->value, Py_XNewRef(value));
-    return run_wakeup(self);
+    return self->stepped != NULL ? step(self) : run_wakeup(self);
 }
 
 static PyObject *
@@ -255,8 +267,10 @@ waiter_cancel(Waiter *self, PyObject *args, PyObject *kwargs)
     PyObject *message = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:cancel", names, &message))
         return NULL;
-    if (self->wakeup == NULL)
+    if (self->wakeup == NULL) {
+        self->refused = self->stepping;
         Py_RETURN_FALSE;
+    }
     PyObject *type = self->state->CancelledError;
     PyObject *error =
         message == Py_None ? PyObject_CallNoArgs(type) : PyObject_CallOneArg(type, message);
@@ -287,6 +301,7 @@ waiter_traverse(Waiter *self, visitproc visit, void *arg)
     Py_VISIT(self->context);
     Py_VISIT(self->value);
     Py_VISIT(self->cancelled);
+    Py_VISIT(self->stepped);
     return 0;
 }
 
@@ -298,6 +313,7 @@ waiter_clear(Waiter *self)
     Py_CLEAR(self->context);
     Py_CLEAR(self->value);
     Py_CLEAR(self->cancelled);
+    Py_CLEAR(self->stepped);
     return 0;
 }
 
@@ -366,6 +382,272 @@ static PyType_Spec waiter_spec = {
     .basicsize = sizeof(Waiter),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = waiter_slots,
+};
+
+
+/* ---- Stepped ---- */
+
+/* Awaits a coroutine. Where the coroutine waits for a `Waiter`, that steps it itself, as the task
+   would, and nobody else need know as long as it waits for the same waiter again: the task, and
+   whatever awaits this, stay as they are. Any other outcome of a step is kept, and the task is
+   woken to fetch it. */
+typedef struct Stepped {
+    PyObject_HEAD
+    State *state;
+    PyObject *coroutine, *loop, *task;
+    /* What a step has come to: what was yielded, returned or raised; NULL for nothing. */
+    PyObject *outcome;
+    PySendResult how;
+} Stepped;
+
+static PyObject *
+stepped_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"coroutine", "loop", "task", NULL};
+    PyObject *coroutine, *loop, *task;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO:Stepped", names, &coroutine, &loop, &task))
+        return NULL;
+    Stepped *self = (Stepped *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->state = state_of(type);
+    self->coroutine = Py_NewRef(coroutine);
+    self->loop = Py_NewRef(loop);
+    self->task = Py_NewRef(task);
+    return (PyObject *)self;
+}
+
+/* Have a waiter that is yielded to the task step the coroutine. */
+static PyObject *
+attach(Stepped *self, PyObject *yielded)
+{
+    if (yielded != NULL && Py_IS_TYPE(yielded, self->state->Waiter))
+        Py_XSETREF(((Waiter *)yielded)->stepped, (Stepped *)Py_NewRef(self));
+    return yielded;
+}
+
+/* Give what a step has come to. */
+static PySendResult
+fetch(Stepped *self, PyObject **result)
+{
+    PyObject *outcome = self->outcome;
+    self->outcome = NULL;
+    if (self->how == PYGEN_ERROR) {
+        PyErr_SetObject((PyObject *)Py_TYPE(outcome), outcome);
+        Py_DECREF(outcome);
+        *result = NULL;
+    }
+    else
+        *result = self->how == PYGEN_NEXT ? attach(self, outcome) : outcome;
+    return self->how;
+}
+
+static PySendResult
+stepped_send(Stepped *self, PyObject *sent, PyObject **result)
+{
+    if (self->outcome != NULL)
+        return fetch(self, result);
+    PySendResult how = PyIter_Send(self->coroutine, sent, result);
+    if (how == PYGEN_NEXT)
+        attach(self, *result);
+    return how;
+}
+
+static PyObject *
+stepped_next(Stepped *self)
+{
+    PyObject *result;
+    PySendResult how = stepped_send(self, Py_None, &result);
+    return as_iteration(how, result);
+}
+
+/* Take the exception that was raised. */
+static PyObject *
+raised(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *class, *error, *traceback;
+    PyErr_Fetch(&class, &error, &traceback);
+    PyErr_NormalizeException(&class, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
+    Py_XDECREF(class);
+    Py_XDECREF(traceback);
+    return error;
+#endif
+}
+
+/* Step the coroutine as its task: the value to go on with is in the waiter. */
+static PySendResult
+step_as_task(Stepped *self, PyObject *context, PyObject **result)
+{
+    State *state = self->state;
+    PyObject *args[] = {self->loop, self->task};
+    *result = NULL;
+    if (PyContext_Enter(context) < 0)
+        return PYGEN_ERROR;
+    PySendResult how = PYGEN_ERROR;
+    PyObject *entered = PyObject_Vectorcall(state->enter_task, args, 2, NULL);
+    if (entered != NULL) {
+        how = PyIter_Send(self->coroutine, Py_None, result);
+        /* The way out is to be gone whatever was raised. */
+        PyObject *error = how == PYGEN_ERROR ? raised() : NULL;
+        PyObject *left = PyObject_Vectorcall(state->leave_task, args, 2, NULL);
+        if (left == NULL) {
+            Py_CLEAR(*result);
+            Py_CLEAR(error);
+            how = PYGEN_ERROR;
+        }
+        else if (error != NULL)
+            PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_XDECREF(error);
+        Py_XDECREF(left);
+        Py_DECREF(entered);
+    }
+    PyObject *error = how == PYGEN_ERROR ? raised() : NULL;
+    if (PyContext_Exit(context) < 0) {
+        Py_CLEAR(*result);
+        Py_XDECREF(error);
+        return PYGEN_ERROR;
+    }
+    if (error != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+    }
+    return how;
+}
+
+/* Step what waits for a waiter; wake its task only if it waits for that no more. */
+static int
+step(Waiter *self)
+{
+    PyObject *wakeup = self->wakeup, *context = self->context, *result;
+    Stepped *stepped = self->stepped;
+    self->wakeup = self->context = NULL;
+    self->stepped = NULL;
+    self->stepping = true;
+    self->refused = false;
+    PySendResult how = step_as_task(stepped, context, &result);
+    self->stepping = false;
+    self->wakeup = wakeup;
+    self->context = context;
+    if (result == (PyObject *)self && how == PYGEN_NEXT) {
+        Py_DECREF(result);
+        Py_XSETREF(self->stepped, stepped);
+        /* The task has noted its cancellation, and looks at that with its next step. */
+        return self->refused ? schedule_wakeup(self) : 0;
+    }
+    stepped->how = how;
+    stepped->outcome = how == PYGEN_ERROR ? raised() : result;
+    Py_DECREF(stepped);
+    return run_wakeup(self);
+}
+
+/* Cancel the task anew with the error that it has just raised: that was for its next wait. */
+static int
+put_off(Stepped *self, PyObject *error)
+{
+    State *state = self->state;
+    PyObject *none = Py_NewRef(Py_None);
+    /* Since Python 3.11, how often a task was cancelled is counted. */
+    if (PyObject_HasAttr(self->task, state->uncancel))
+        Py_SETREF(none, PyObject_CallMethodNoArgs(self->task, state->uncancel));
+    PyObject *reasons = none == NULL ? NULL : PyObject_GetAttr(error, state->args);
+    PyObject *cancel = reasons == NULL ? NULL : PyObject_GetAttr(self->task, state->cancel);
+    PyObject *cancelled = cancel == NULL ? NULL : PyObject_CallObject(cancel, reasons);
+    Py_XDECREF(none);
+    Py_XDECREF(reasons);
+    Py_XDECREF(cancel);
+    Py_XDECREF(cancelled);
+    return cancelled == NULL ? -1 : 0;
+}
+
+/* Raise an exception in the coroutine. If a step has come to something already, the task was
+   cancelled in that step, and would have learned of it later: it would have cancelled what was
+   yielded, and what was returned or raised comes first. */
+static PyObject *
+stepped_throw(Stepped *self, PyObject *args)
+{
+    if (self->outcome != NULL && PyTuple_GET_SIZE(args) > 0
+        && PyObject_TypeCheck(PyTuple_GET_ITEM(args, 0), (PyTypeObject *)self->state->CancelledError)) {
+        if (self->how != PYGEN_NEXT) {
+            if (put_off(self, PyTuple_GET_ITEM(args, 0)) < 0)
+                return NULL;
+            return stepped_next(self);
+        }
+        PyObject *cancelled = PyObject_CallMethodNoArgs(self->outcome, self->state->cancel);
+        int done = cancelled == NULL ? -1 : PyObject_IsTrue(cancelled);
+        Py_XDECREF(cancelled);
+        if (done != 0)
+            return done < 0 ? NULL : stepped_next(self);
+    }
+    Py_CLEAR(self->outcome);
+    PyObject *method = PyObject_GetAttr(self->coroutine, self->state->throw);
+    PyObject *result = method == NULL ? NULL : PyObject_CallObject(method, args);
+    Py_XDECREF(method);
+    return attach(self, result);
+}
+
+static PyObject *
+stepped_close(Stepped *self, PyObject *Py_UNUSED(none))
+{
+    Py_CLEAR(self->outcome);
+    return PyObject_CallMethodNoArgs(self->coroutine, self->state->close);
+}
+
+static int
+stepped_traverse(Stepped *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->coroutine);
+    Py_VISIT(self->loop);
+    Py_VISIT(self->task);
+    Py_VISIT(self->outcome);
+    return 0;
+}
+
+static void
+stepped_dealloc(Stepped *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_XDECREF(self->coroutine);
+    Py_XDECREF(self->loop);
+    Py_XDECREF(self->task);
+    Py_XDECREF(self->outcome);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef stepped_methods[] = {
+    {"throw", (PyCFunction)stepped_throw, METH_VARARGS,
+     PyDoc_STR("throw($self, type, value=None, traceback=None, /)\n--\n\n"
+               "Go on with an exception, as a coroutine does.")},
+    {"close", (PyCFunction)stepped_close, METH_NOARGS,
+     PyDoc_STR("close($self)\n--\n\nEnd, as a coroutine does.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot stepped_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("Awaits a coroutine that a `Waiter` may step by itself.")},
+    {Py_tp_new, stepped_new},
+    {Py_tp_dealloc, stepped_dealloc},
+    {Py_tp_traverse, stepped_traverse},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, stepped_next},
+    {Py_am_await, PyObject_SelfIter},
+    {Py_am_send, stepped_send},
+    {Py_tp_methods, stepped_methods},
+    {0, NULL},
+};
+
+static PyType_Spec stepped_spec = {
+    .name = "asyncwebsockets._nativeloop.Stepped",
+    .basicsize = sizeof(Stepped),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = stepped_slots,
 };
 
 
@@ -1702,13 +1984,17 @@ module_exec(PyObject *module)
         return -1;
     state->CancelledError = import_from("asyncio.exceptions", "CancelledError");
     PyObject *states = import_from("wsproto.connection", "ConnectionState");
-    if (state->CancelledError == NULL || states == NULL) {
+    state->enter_task = import_from("asyncio.tasks", "_enter_task");
+    state->leave_task = import_from("asyncio.tasks", "_leave_task");
+    if (state->CancelledError == NULL || states == NULL || state->enter_task == NULL
+        || state->leave_task == NULL) {
         Py_XDECREF(states);
         return -1;
     }
     state->open = PyObject_GetAttrString(states, "OPEN");
     Py_DECREF(states);
     state->Waiter = add_type(module, &waiter_spec);
+    state->Stepped = add_type(module, &stepped_spec);
     state->CancellationLook = add_type(module, &look_spec);
     state->Account = add_type(module, &account_spec);
     state->Pipe = add_type(module, &pipe_spec);
@@ -1718,7 +2004,8 @@ module_exec(PyObject *module)
     state->buffer = PyMem_Malloc(READ_SIZE);
     if (state->buffer == NULL)
         PyErr_NoMemory();
-    return state->open != NULL && state->Waiter != NULL && state->CancellationLook != NULL
+    return state->open != NULL && state->Waiter != NULL && state->Stepped != NULL
+                   && state->CancellationLook != NULL
                    && state->Account != NULL && state->Pipe != NULL && state->Lane != NULL
                    && state->Turn != NULL && state->Front != NULL && state->buffer != NULL
                ? 0
@@ -1730,6 +2017,9 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     State *state = PyModule_GetState(module);
     Py_VISIT(state->Waiter);
+    Py_VISIT(state->Stepped);
+    Py_VISIT(state->enter_task);
+    Py_VISIT(state->leave_task);
     Py_VISIT(state->CancellationLook);
     Py_VISIT(state->Account);
     Py_VISIT(state->Pipe);
@@ -1753,6 +2043,9 @@ module_clear(PyObject *module)
         Py_DECREF(type);
     }
     Py_CLEAR(state->Waiter);
+    Py_CLEAR(state->Stepped);
+    Py_CLEAR(state->enter_task);
+    Py_CLEAR(state->leave_task);
     Py_CLEAR(state->CancellationLook);
     Py_CLEAR(state->Account);
     Py_CLEAR(state->Pipe);

@@ -1,7 +1,7 @@
 # Each is used in place of its twin in Python, and typed as that.
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Generic, TypeVar
 
 from ._front import PureFront as Front
 from ._lane import PureLane as Lane
@@ -9,7 +9,18 @@ from ._loop import PureWaiter as Waiter
 from ._pipe import PurePipe as Pipe
 from .pace import PureAccount as Account
 
-__all__ = ["Account", "CancellationLook", "Front", "Lane", "Pipe", "Waiter"]
+__all__ = ["Account", "CancellationLook", "Front", "Lane", "Pipe", "Stepped", "Waiter"]
+
+T = TypeVar("T")
+
+class Stepped(Generic[T]):
+    def __init__(
+        self,
+        coroutine: Awaitable[T],
+        loop: asyncio.AbstractEventLoop,
+        task: asyncio.Task[Any] | None,
+    ) -> None: ...
+    def __await__(self) -> Generator[Any, Any, T]: ...
 
 class CancellationLook:
     def __init__(

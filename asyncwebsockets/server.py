@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import SocketAttribute, SocketListener
 
+from ._loop import stepped
 from ._scope import Opened, WebsocketScope
 from ._sockets import make_transport, open_transport
 from ._supervisor import Supervisor
@@ -668,7 +669,7 @@ class Server:
             async with websocket:
                 try:
                     with stray_cancellations:
-                        await self._handler(websocket)
+                        await stepped(self._handler(websocket))
                 except anyio.get_cancelled_exc_class():
                     if self._closing.is_set():
                         await websocket.abort(self._drain_with[0])
