@@ -25,7 +25,7 @@ __all__ = [
     "cancellation_look",
     "make_waiter",
     "running_asyncio",
-    "stepped",
+    "stepping",
     "trio_waits",
 ]
 
@@ -191,16 +191,27 @@ else:
     from ._nativeloop import Waiter
 
 
-def stepped(coroutine: Awaitable[T]) -> Awaitable[T]:
-    """Return what awaits a coroutine and lets a waiter in it step it without its task.
+def stepping() -> Callable[[Awaitable[T]], Awaitable[T]]:
+    """Return what makes of a coroutine one that a waiter in it may step without its task.
 
     From a message's arrival to its receiver, the way through a task of asyncio, and through all
     that awaits the receiver, costs as much as the rest of the way.
     """
-    if IMPLEMENTATION == "native" and type(coroutine) is CoroutineType and running_asyncio():
-        from ._nativeloop import Stepped
+    if IMPLEMENTATION == "pure" or not running_asyncio():
+        return _as_it_is
+    from ._nativeloop import Stepped
 
-        return Stepped(coroutine, asyncio.get_running_loop(), asyncio.current_task())
+    loop = asyncio.get_running_loop()
+
+    def stepped(coroutine: Awaitable[T]) -> Awaitable[T]:
+        if type(coroutine) is not CoroutineType:
+            return coroutine
+        return Stepped(coroutine, loop, asyncio.current_task(loop))
+
+    return stepped
+
+
+def _as_it_is(coroutine: Awaitable[T]) -> Awaitable[T]:
     return coroutine
 
 

@@ -45,14 +45,12 @@ class Opened:
 
     def websocket(self, supervisor: Supervisor | None) -> Websocket:
         """Return the connection."""
-        codec = make_codec(self.role, self.extensions)
-        if self.trailing_data:
-            codec.receive_data(self.trailing_data)
         return Websocket(
             WireChannel(
                 self.transport,
-                codec,
+                make_codec(self.role, self.extensions),
                 self.role,
+                trailing_data=self.trailing_data,
                 settings=self.settings,
                 request=self.request,
                 response=self.response,

@@ -86,6 +86,11 @@ class SocketTransport(Pipe, Transport):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    @property
+    def pace(self) -> Pace:
+        """How often operations on it give way to others."""
+        return self._pace
+
     # Sending
 
     def _keep_unsent(self, data: bytes | memoryview, error: OSError | None) -> None:
@@ -304,9 +309,10 @@ class AsyncioSocket(SocketTransport, PushTransport):
 
     def _receive_otherwise(self, data: bytes) -> None:
         """Take the end, or what has come for `receive`."""
-        # Nobody may be reading: no more than this is read ahead.
-        self.pause()
         self._eof = not data
+        if self._eof or self._inbox:
+            # Nobody may be reading: no more than this is read ahead.
+            self.pause()
         if self._sink is not None:
             self._sink.data_received(data)
             return

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .events import Address
+    from .pace import Pace
 
 __all__ = ["on_tls", "start_tls"]
 
@@ -100,6 +101,11 @@ class _Tls(Transport):
         # What waits for a renegotiation (TLS 1.2) to be over.
         self._waiting: deque[bytes] = deque()
         self._resumed: anyio.Event | None = None
+
+    @property
+    def pace(self) -> Pace:
+        """That of the pipe."""
+        return self._pipe.pace
 
     # Receiving
 

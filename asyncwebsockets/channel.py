@@ -25,7 +25,6 @@ from .errors import (
     ConnectionClosedOK,
 )
 from .events import CloseConnection, Event, Ping, Pong
-from .pace import Pace
 from .transport import IDLE_DRAIN, PushTransport, Sink, TransportLost
 
 if TYPE_CHECKING:
@@ -269,6 +268,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         transport, codec: what it is built on.
         role: which side this is; the server closes TCP first (RFC 6455 section 7.1.1).
         settings: the limits.
+        trailing_data: the bytes the peer sent behind its handshake.
         supervisor: reads and keeps time in the background; without one, that is done only
             within the calls on the channel.
     """
@@ -328,6 +328,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         response: Response,
         subprotocol: str | None = None,
         extensions: Sequence[Extension] = (),
+        trailing_data: bytes = b"",
         supervisor: Supervisor | None = None,
     ) -> None:
         super().__init__(
@@ -356,7 +357,9 @@ class WireChannel(Lane, Channel, Supervised, Sink):
             sys.maxsize if settings.max_read_ahead is None else settings.max_read_ahead
         )
         self._control_events = 0
-        self._undecoded = True
+        self._undecoded = bool(trailing_data)
+        if trailing_data:
+            codec.receive_data(trailing_data)
         self._taken = False
         # Whether `_decode_later` is about to be called.
         self._decoding_soon = False
@@ -369,7 +372,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._waiting = 0
         self._turn = Bell()
         self._attending: anyio.CancelScope | None = None
-        self._pace = Pace.current()
+        self._pace = transport.pace
 
         # Pongs that wait for a clogged pipe.
         self._pongs: list[bytes] = []
@@ -409,7 +412,10 @@ class WireChannel(Lane, Channel, Supervised, Sink):
             if supervisor is None:
                 self._set_timer()
             transport.start(self)
-            self._decode_on()
+            if self._undecoded:
+                self._decode_on()
+            else:
+                transport.resume()
 
     @property
     def latency(self) -> float | None:

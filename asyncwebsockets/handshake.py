@@ -157,8 +157,12 @@ def _items(fields: _Fields, name: bytes) -> list[str]:
     return [item for value in fields.get(name, ()) for item in split_list(value.decode("latin-1"))]
 
 
-def _has_token(fields: _Fields, name: bytes, token: str) -> bool:
-    return any(item.lower() == token for item in _items(fields, name))
+def _has_token(fields: _Fields, name: bytes, token: bytes) -> bool:
+    values = fields.get(name, [])
+    # Mostly it is all there is.
+    return any(value.lower() == token for value in values) or any(
+        item.lower() == token.decode() for item in _items(fields, name)
+    )
 
 
 def _phrase(status: int) -> bytes:
@@ -281,7 +285,7 @@ class ServerHandshake:
         method = raw_method.decode("ascii")
         subprotocols = _items(fields, b"sec-websocket-protocol")
         extensions = _items(fields, b"sec-websocket-extensions")
-        self.upgrade = _has_token(fields, b"upgrade", "websocket")
+        self.upgrade = _has_token(fields, b"upgrade", b"websocket")
         if self.upgrade:
             if method != "GET":
                 raise InvalidHandshake(
@@ -337,7 +341,7 @@ class ServerHandshake:
         """Check what RFC 6455 section 4.2.1 asks of the client."""
         if http_version < b"1.1":
             raise InvalidHandshake("expected HTTP/1.1, got HTTP/1.0")
-        if not _has_token(fields, b"connection", "upgrade"):
+        if not _has_token(fields, b"connection", b"upgrade"):
             raise InvalidHandshake('expected the token "Upgrade" in the Connection header field')
         versions = fields.get(b"sec-websocket-version", [])
         if len(versions) != 1:
@@ -657,9 +661,9 @@ class ClientHandshake:
     def _check_switch(self, headers: RawHeaders) -> None:
         """Check what RFC 6455 section 4.1 asks of the server."""
         fields = _by_name(headers)
-        if not _has_token(fields, b"upgrade", "websocket"):
+        if not _has_token(fields, b"upgrade", b"websocket"):
             raise InvalidHandshake('expected "websocket" in the Upgrade header field of the 101')
-        if not _has_token(fields, b"connection", "upgrade"):
+        if not _has_token(fields, b"connection", b"upgrade"):
             raise InvalidHandshake('expected "Upgrade" in the Connection header field of the 101')
         if fields.get(b"sec-websocket-accept") != [_accept_token(self._key)]:
             raise InvalidHandshake("Sec-WebSocket-Accept does not match the request's key")

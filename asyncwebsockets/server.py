@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import SocketAttribute, SocketListener
 
-from ._loop import stepped
+from ._loop import stepping
 from ._scope import Opened, WebsocketScope
 from ._sockets import make_transport, open_transport
 from ._supervisor import Supervisor
@@ -468,6 +468,7 @@ class Server:
         self._listeners = listeners
         self._task_group = task_group
         self._supervisor = Supervisor(task_group)
+        self._stepped = stepping()
         self._websockets: set[Websocket] = set()
         self._handshakes: set[_Handshaking] = set()
         self._refusals = 0
@@ -669,7 +670,7 @@ class Server:
             async with websocket:
                 try:
                     with stray_cancellations:
-                        await stepped(self._handler(websocket))
+                        await self._stepped(self._handler(websocket))
                 except anyio.get_cancelled_exc_class():
                     if self._closing.is_set():
                         await websocket.abort(self._drain_with[0])

@@ -57,6 +57,11 @@ class Transport(ABC):
 
     __slots__ = ()
 
+    @property
+    def pace(self) -> Pace:
+        """How often operations on it give way to others."""
+        return Pace.current()
+
     @abstractmethod
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end. Cancelling it loses nothing.

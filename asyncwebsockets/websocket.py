@@ -94,7 +94,6 @@ class Websocket(Front):
         self._owner: int | None = None
         self._fragments: type[TextMessage | BytesMessage] | None = None
         self._released = Bell()
-        self._pace = Pace.current()
         channel.on_end = self._release
 
     def __repr__(self) -> str:
@@ -390,8 +389,7 @@ class Websocket(Front):
         task = anyio.get_current_task().id
         begun = whole = False
         try:
-            if self._pace.due(len(payload)):
-                await self._pace.give_way()
+            await Pace.current().step(len(payload))
             while self._owner not in (None, task) and self.state is ConnectionState.OPEN:
                 await self._released.wait()
             if self._fragments is not None and self._fragments is not kind:
@@ -472,7 +470,7 @@ class Websocket(Front):
             payload = payload.encode()
         if payload is not None and len(payload) > 125:
             raise ValueError(f"expected a ping payload of at most 125 bytes, got {len(payload)}")
-        await self._pace.step(0)
+        await Pace.current().step(0)
         return await self._channel.ping(payload)
 
     # Ending

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from asyncwebsockets._loop import make_waiter, stepped
+from asyncwebsockets._loop import make_waiter, stepping
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,7 +21,9 @@ if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
 in_both_ways = pytest.mark.parametrize(
-    "way", [lambda coroutine: coroutine, stepped], ids=["by its task", "by the waiter"]
+    "way",
+    [lambda coroutine: coroutine, lambda coroutine: stepping()(coroutine)],
+    ids=["by its task", "by the waiter"],
 )
 
 
