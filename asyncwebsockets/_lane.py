@@ -43,6 +43,7 @@ class PureLane:
         "_transport",
         "_undecoded",
         "_violation",
+        "_whole",
     )
 
     _codec: Codec
@@ -61,6 +62,8 @@ class PureLane:
     _undecoded: bool
     # Whether the receiver has taken something from the codec since the last look.
     _taken: bool
+    # Whether who receives wants a message as a whole, or else its pieces as they come.
+    _whole: bool
     # The rule that the peer broke behind the events queued; their receiver has a moment to
     # answer them before the connection is failed for it.
     _violation: CodecError | None
@@ -82,6 +85,7 @@ class PureLane:
                 self._taken = True
                 self._undecoded = self._codec.pending(self._limit)
                 return event
+        self._whole = True
         return self._receiver
 
     def data_received(self, data: bytes) -> None:
@@ -97,7 +101,8 @@ class PureLane:
         self._codec.receive_data(data)
         event = self._codec.next_message(self._limit)
         if event is None:
-            self._read(None)
+            if not (self._whole and self._codec.collecting(self._limit)):
+                self._read(None)
             return
         self._undecoded = self._codec.pending(self._limit)
         receiver.resume(event)

@@ -11,7 +11,6 @@
 #include "_native.h"
 
 #include <stdbool.h>
-#include <stdint.h>
 #include <string.h>
 
 #ifndef _WIN32
@@ -54,6 +53,8 @@ typedef struct {
     OBJECTS(DECLARE)
     NAMES(DECLARE)
 #undef DECLARE
+    /* A large buffer that nobody uses: to get one anew costs as much as to copy it. */
+    PyObject *spare;
     /* What other modules in C call. */
     CodecInterface interface;
     /* How much of the pool was used, and in which process it was filled. */
@@ -185,12 +186,39 @@ input_at(const Codec *self)
     return (const uint8_t *)PyBytes_AS_STRING(self->input) + self->at;
 }
 
+/* The spare buffer is at least and at most so large. */
+#define MIN_SPARE (256 * 1024)
+#define MAX_SPARE (4 * 1024 * 1024)
+
+/* Let go of the input. */
+static void
+drop_input(Codec *self)
+{
+    State *state = self->state;
+    if (self->own && state->spare == NULL && PyBytes_GET_SIZE(self->input) >= MIN_SPARE
+        && PyBytes_GET_SIZE(self->input) <= MAX_SPARE) {
+        state->spare = self->input;
+        self->input = NULL;
+    }
+    Py_CLEAR(self->input);
+    self->at = self->end = 0;
+    self->own = false;
+}
+
 /* Keep bytes that are left over in an object of our own, with space for more. */
 static int
 keep_input(Codec *self, Py_ssize_t space)
 {
+    State *state = self->state;
     Py_ssize_t left = self->end - self->at;
-    PyObject *kept = PyBytes_FromStringAndSize(NULL, left + space);
+    PyObject *kept;
+    if (left + space >= SLICE && state->spare != NULL
+        && PyBytes_GET_SIZE(state->spare) >= left + space) {
+        kept = state->spare;
+        state->spare = NULL;
+    }
+    else
+        kept = PyBytes_FromStringAndSize(NULL, left + space);
     if (kept == NULL)
         return -1;
     memcpy(PyBytes_AS_STRING(kept), input_at(self), left);
@@ -236,8 +264,7 @@ static int
 release_input(Codec *self, bool more_needed)
 {
     if (self->at == self->end) {
-        Py_CLEAR(self->input);
-        self->at = self->end = 0;
+        drop_input(self);
         return 0;
     }
     return more_needed && self->at > 0 ? keep_input(self, 0) : 0;
@@ -829,8 +856,60 @@ whole_message(Codec *self, uint64_t limit, PyObject **event)
     return 0;
 }
 
-/* Whether there is more to decode, or -1. A message of which not all has come, but not much is
-   missing, is better taken whole. */
+/* Whether a message in one frame is under way that `whole_message` will return once all of it has
+   come, and then how long the frame is; or -1. */
+static int
+is_collecting(Codec *self, uint64_t limit, uint64_t *frame)
+{
+    if (self->input == NULL || self->next != NULL || self->inflating || self->in_frame
+        || self->opcode != 0)
+        return 0;
+    Header header;
+    Found found = {NULL, ALONE};
+    if (read_header(self, &header, &found) < 0)
+        return -1;
+    Py_XDECREF(found.event);
+    *frame = (uint64_t)header.size + header.length;
+    return header.size > 0 && header.fin && !header.rsv1 && header.length <= limit
+           && (header.opcode == TEXT || header.opcode == BINARY)
+           && (uint64_t)(self->end - self->at) < *frame;
+}
+
+/* How much larger a buffer may become at a time: as much as is there, so many times. */
+#define GROWTH 4
+
+/* The most that is received at a time. */
+#define MAX_RECEIVED (256 * 1024)
+
+/* Make space for more of the message that is being collected. Return how much, or -1. */
+static Py_ssize_t
+reserve_input(Codec *self, uint64_t limit, char **buffer)
+{
+    uint64_t frame;
+    int collecting = is_collecting(self, limit, &frame);
+    if (collecting <= 0)
+        return collecting;
+    Py_ssize_t there = self->end - self->at;
+    uint64_t most = (uint64_t)there > PY_SSIZE_T_MAX / GROWTH ? PY_SSIZE_T_MAX
+                                                              : (uint64_t)there * GROWTH;
+    Py_ssize_t wanted = (Py_ssize_t)(frame < most ? frame : most);
+    if (!self->own || self->at > 0) {
+        if (keep_input(self, wanted - there) < 0)
+            return -1;
+    }
+    else if (PyBytes_GET_SIZE(self->input) == self->end) {
+        if (_PyBytes_Resize(&self->input, wanted) < 0) {
+            self->at = self->end = 0;
+            return -1;
+        }
+    }
+    *buffer = PyBytes_AS_STRING(self->input) + self->end;
+    Py_ssize_t space = PyBytes_GET_SIZE(self->input) - self->end;
+    return space < MAX_RECEIVED ? space : MAX_RECEIVED;
+}
+
+/* Whether there is more to decode, or -1. A message of which not all has come is better taken
+   whole, if it may be. */
 static int
 is_pending(Codec *self, uint64_t limit)
 {
@@ -854,33 +933,41 @@ is_pending(Codec *self, uint64_t limit)
         return 1;
     bool begins = header.opcode == TEXT || header.opcode == BINARY;
     return !IS_CONTROL(header.opcode)
-           && !(begins && header.length <= SLICE && header.length <= limit);
+           && !(begins && header.fin && !header.rsv1 && header.length <= limit);
 }
 
 
 /* ---- Encoding ---- */
 
+/* Write a frame's header, without a mask. Return its length. */
+static int
+write_header(uint8_t header[MAX_HEADER], uint8_t first, Py_ssize_t size)
+{
+    int length = 2;
+    header[0] = first;
+    if (size <= 125) {
+        header[1] = (uint8_t)size;
+        return length;
+    }
+    int extended = size <= 0xFFFF ? 2 : 8;
+    header[1] = extended == 2 ? 126 : 127;
+    for (int i = 0; i < extended; i++)
+        header[length++] = (uint8_t)((uint64_t)size >> 8 * (extended - 1 - i));
+    return length;
+}
+
 /* Build a frame: opcode, FIN and RSV1 are in its first byte. */
 static PyObject *
 build_frame(Codec *self, uint8_t first, const void *payload, Py_ssize_t size)
 {
-    uint8_t header[MAX_HEADER] = {first};
-    int length = 2;
+    uint8_t header[MAX_HEADER];
     if (size > MAX_CONTROL_PAYLOAD && IS_CONTROL(first)) {
         PyErr_SetString(PyExc_ValueError, "payload too long for control frame");
         return NULL;
     }
     if (size > PY_SSIZE_T_MAX - 2 * MAX_HEADER)
         return PyErr_NoMemory();
-    if (size <= 125) {
-        header[1] = (uint8_t)size;
-    }
-    else {
-        int extended = size <= 0xFFFF ? 2 : 8;
-        header[1] = extended == 2 ? 126 : 127;
-        for (int i = 0; i < extended; i++)
-            header[length++] = (uint8_t)((uint64_t)size >> 8 * (extended - 1 - i));
-    }
+    int length = write_header(header, first, size);
     uint8_t *mask = header + length;
     if (self->client) {
         if (next_mask(self->state, mask) < 0)
@@ -1079,6 +1166,17 @@ codec_pending(Codec *self, PyObject *number)
 }
 
 static PyObject *
+codec_collecting(Codec *self, PyObject *number)
+{
+    uint64_t frame;
+    Py_ssize_t limit = PyNumber_AsSsize_t(number, NULL);
+    if (limit == -1 && PyErr_Occurred())
+        return NULL;
+    int result = is_collecting(self, limit < 0 ? 0 : (uint64_t)limit, &frame);
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
+static PyObject *
 codec_announced(Codec *self, void *Py_UNUSED(closure))
 {
     bool known = self->in_frame && !self->compressed;
@@ -1187,6 +1285,9 @@ static PyMethodDef codec_methods[] = {
     {"pending", (PyCFunction)codec_pending, METH_O,
      PyDoc_STR("pending($self, limit, /)\n--\n\n"
                "Whether there is more to decode behind what `next_message` has returned.")},
+    {"collecting", (PyCFunction)codec_collecting, METH_O,
+     PyDoc_STR("collecting($self, limit, /)\n--\n\n"
+               "Whether a message is under way that `next_message` will return.")},
     {"encode", (PyCFunction)codec_encode, METH_O,
      PyDoc_STR("encode($self, event, /)\n--\n\n"
                "Return the bytes of an event that is to be sent.")},
@@ -1247,10 +1348,43 @@ encode_message(PyObject *codec, PyObject *data)
     return encode_data((Codec *)codec, data, true);
 }
 
+/* What is compressed or masked is not the data as it is. */
+static PyObject *
+encode_header(PyObject *codec, PyObject *data)
+{
+    Codec *self = (Codec *)codec;
+    if (!PyBytes_CheckExact(data) || self->client || self->deflate != NULL || self->sending != 0)
+        return NULL;
+    uint8_t header[MAX_HEADER];
+    int length = write_header(header, FIN | BINARY, PyBytes_GET_SIZE(data));
+    return PyBytes_FromStringAndSize((const char *)header, length);
+}
+
+static int
+collecting(PyObject *codec, uint64_t limit)
+{
+    uint64_t frame;
+    return is_collecting((Codec *)codec, limit, &frame);
+}
+
+static Py_ssize_t
+reserve(PyObject *codec, uint64_t limit, char **buffer)
+{
+    return reserve_input((Codec *)codec, limit, buffer);
+}
+
+static void
+received(PyObject *codec, Py_ssize_t size)
+{
+    ((Codec *)codec)->end += size;
+}
+
 static int
 add_interface(PyObject *module, State *state, PyTypeObject *type)
 {
-    state->interface = (CodecInterface){type, receive, next_message, pending, encode_message};
+    state->interface = (CodecInterface){
+        type, receive, next_message, pending, encode_message, encode_header, collecting, reserve,
+        received};
     PyObject *capsule = PyCapsule_New(&state->interface, CODEC_INTERFACE, NULL);
     int result = capsule == NULL ? -1 : PyModule_AddObjectRef(module, "interface", capsule);
     Py_XDECREF(capsule);
@@ -1331,6 +1465,7 @@ static int
 module_clear(PyObject *module)
 {
     State *state = PyModule_GetState(module);
+    Py_CLEAR(state->spare);
 #define CLEAR(name) Py_CLEAR(state->name);
     OBJECTS(CLEAR)
     NAMES(CLEAR)

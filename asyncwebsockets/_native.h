@@ -22,6 +22,15 @@ typedef struct {
     int (*pending)(PyObject *codec, uint64_t limit);
     /* encode_message(data, True). */
     PyObject *(*encode_message)(PyObject *codec, PyObject *data);
+    /* The header alone of what encode_message returns, or NULL without an exception if the payload
+       does not go out as the data is. */
+    PyObject *(*encode_header)(PyObject *codec, PyObject *data);
+    /* collecting(limit): 0, 1, or -1 with an exception. */
+    int (*collecting)(PyObject *codec, uint64_t limit);
+    /* While it collects: where to write what is received, and how much fits there; 0 without an
+       exception if it is not collecting, or -1. Behind that, `received` says how much it was. */
+    Py_ssize_t (*reserve)(PyObject *codec, uint64_t limit, char **buffer);
+    void (*received)(PyObject *codec, Py_ssize_t size);
 } CodecInterface;
 
 #endif

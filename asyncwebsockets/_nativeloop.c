@@ -28,7 +28,7 @@
 /* Attributes and methods, by their interned names. */
 #define NAMES(X) \
     X(call_soon) X(context) X(cancel_scope) X(_cancel_called) X(_shield) X(_parent_scope) \
-    X(pending) X(next_message) X(receive_data) X(encode_message) X(write) X(clogged) \
+    X(pending) X(collecting) X(next_message) X(receive_data) X(encode_message) X(write) X(clogged) \
     X(write_behind) X(_take_queued) X(_read) X(_decode_soon) X(_drain) \
     X(send) X(recv) X(data_received) X(flush) X(_flush_later) X(_keep_unsent) \
     X(_receive_failed) X(_receive_otherwise) X(_end_turn) \
@@ -1003,8 +1003,11 @@ typedef struct {
     State *module;
     PyObject *codec, *transport, *pace, *state, *receiver, *queue, *pongs, *violation;
     Py_ssize_t limit;
-    char undecoded, taken, heard;
+    char undecoded, taken, heard, whole;
 } Lane;
+
+static bool lane_is_waited_for(Lane *self);
+static PyObject *lane_go_on(Lane *self);
 
 static PyObject *lane_data_received(Lane *self, PyObject *data);
 
@@ -1061,6 +1064,12 @@ socket_send(Pipe *self, PyObject *data)
     return sent;
 }
 
+static Py_ssize_t
+receive_into_codec(Pipe *Py_UNUSED(self), Lane *Py_UNUSED(sink))
+{
+    return 0;
+}
+
 static PyObject *
 socket_receive(Pipe *self)
 {
@@ -1085,6 +1094,27 @@ socket_send(Pipe *self, PyObject *data)
         PyErr_SetFromErrno(PyExc_OSError);
     PyBuffer_Release(&view);
     return sent;
+}
+
+/* Receive more of a message that is being collected. Return how much that is, 0 if it is to be
+   received otherwise, or -1 with an exception. */
+static Py_ssize_t
+receive_into_codec(Pipe *self, Lane *sink)
+{
+    char *buffer;
+    if (!sink->whole || !lane_is_waited_for(sink)
+        || !Py_IS_TYPE(sink->codec, self->module->codec->type))
+        return 0;
+    const CodecInterface *codec = self->module->codec;
+    Py_ssize_t space = codec->reserve(sink->codec, (uint64_t)sink->limit, &buffer);
+    if (space <= 0)
+        return space;
+    Py_ssize_t size = recv(self->descriptor, buffer, (size_t)space, 0);
+    /* An end, or an error, comes again. */
+    if (size <= 0)
+        return 0;
+    codec->received(sink->codec, size);
+    return size;
 }
 
 /* Return what the socket has received, b"" at the end. */
@@ -1173,12 +1203,41 @@ pipe_write(Pipe *self, PyObject *data)
     return none;
 }
 
+/* Hand on what was received: bytes, or NULL if the sink's codec has it already. */
+static PyObject *
+pipe_hand_on(Pipe *self, PyObject *data)
+{
+    State *module = self->module;
+    start_anew((Account *)self->pace);
+    PyObject *sink = Py_NewRef(self->sink);
+    self->in_turn = 1;
+    PyObject *none = data == NULL ? lane_go_on((Lane *)sink)
+                     : PyObject_TypeCheck(sink, module->Lane)
+                         ? lane_data_received((Lane *)sink, data)
+                         : PyObject_CallMethodOneArg(sink, module->data_received, data);
+    self->in_turn = 0;
+    Py_DECREF(sink);
+    if (none == NULL)
+        return NULL;
+    if (self->backlog == NULL || PyList_GET_SIZE(self->backlog) == 0)
+        return none;
+    Py_DECREF(none);
+    return PyObject_CallMethodNoArgs((PyObject *)self, module->_end_turn);
+}
+
 static PyObject *
 pipe_on_readable(Pipe *self, PyObject *Py_UNUSED(none))
 {
     State *module = self->module;
     if (!pipe_is_set_up(self))
         return NULL;
+    if (PyObject_TypeCheck(self->sink, module->Lane)) {
+        Py_ssize_t collected = receive_into_codec(self, (Lane *)self->sink);
+        if (collected < 0)
+            return NULL;
+        if (collected > 0)
+            return pipe_hand_on(self, NULL);
+    }
     PyObject *data = socket_receive(self);
     if (data == NULL) {
         PyObject *error = caught_os_error();
@@ -1196,21 +1255,9 @@ pipe_on_readable(Pipe *self, PyObject *Py_UNUSED(none))
         Py_DECREF(data);
         return none;
     }
-    start_anew((Account *)self->pace);
-    PyObject *sink = Py_NewRef(self->sink);
-    self->in_turn = 1;
-    PyObject *none = PyObject_TypeCheck(sink, module->Lane)
-                         ? lane_data_received((Lane *)sink, data)
-                         : PyObject_CallMethodOneArg(sink, module->data_received, data);
-    self->in_turn = 0;
-    Py_DECREF(sink);
+    PyObject *none = pipe_hand_on(self, data);
     Py_DECREF(data);
-    if (none == NULL)
-        return NULL;
-    if (self->backlog == NULL || PyList_GET_SIZE(self->backlog) == 0)
-        return none;
-    Py_DECREF(none);
-    return PyObject_CallMethodNoArgs((PyObject *)self, module->_end_turn);
+    return none;
 }
 
 static int
@@ -1404,6 +1451,20 @@ codec_next_message(Lane *self, PyObject **event)
     return 0;
 }
 
+/* Whether a message is under way that is wanted as a whole, or -1. */
+static int
+codec_collecting(Lane *self)
+{
+    if (!self->whole)
+        return 0;
+    if (has_native_codec(self))
+        return self->module->codec->collecting(self->codec, (uint64_t)self->limit);
+    PyObject *collecting = ask_codec(self, self->module->collecting);
+    int result = collecting == NULL ? -1 : PyObject_IsTrue(collecting);
+    Py_XDECREF(collecting);
+    return result;
+}
+
 static int
 codec_pending(Lane *self)
 {
@@ -1463,6 +1524,7 @@ lane_begin_receive(Lane *self, PyObject *Py_UNUSED(none))
             return event;
         }
     }
+    self->whole = 1;
     return Py_NewRef(self->receiver != NULL ? self->receiver : Py_None);
 }
 
@@ -1475,19 +1537,40 @@ read_otherwise(Lane *self, PyObject *data)
 static PyObject *
 lane_data_received(Lane *self, PyObject *data)
 {
-    State *module = self->module;
     if (!is_set_up(self))
         return NULL;
     self->heard = 1;
-    if (!PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0 || self->undecoded
-        || self->receiver == NULL || !Py_IS_TYPE(self->receiver, module->Waiter)
-        || ((Waiter *)self->receiver)->wakeup == NULL)
+    if (!PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0 || !lane_is_waited_for(self))
         return read_otherwise(self, data);
+    return codec_receive(self, data) < 0 ? NULL : lane_go_on(self);
+}
+
+/* Whether a task waits for the next message, and none is there. */
+static bool
+lane_is_waited_for(Lane *self)
+{
+    return !self->undecoded && self->receiver != NULL
+           && Py_IS_TYPE(self->receiver, self->module->Waiter)
+           && ((Waiter *)self->receiver)->wakeup != NULL;
+}
+
+/* Resume who waits with the next message, if that has come. */
+static PyObject *
+lane_go_on(Lane *self)
+{
+    State *module = self->module;
     PyObject *event;
-    if (codec_receive(self, data) < 0 || next_message(self, &event) < 0)
+    if (!is_set_up(self))
         return NULL;
-    if (event == NULL)
+    self->heard = 1;
+    if (next_message(self, &event) < 0)
+        return NULL;
+    if (event == NULL) {
+        int collecting = codec_collecting(self);
+        if (collecting != 0)
+            return collecting < 0 ? NULL : Py_NewRef(Py_None);
         return read_otherwise(self, Py_None);
+    }
     PyObject *receiver = Py_NewRef(self->receiver);
     int resumed = resume_with((Waiter *)receiver, event);
     Py_DECREF(receiver);
@@ -1506,6 +1589,27 @@ is_clogged(Lane *self, PyObject *transport)
     if (PyObject_TypeCheck(transport, self->module->Pipe))
         return ((Pipe *)transport)->clogged;
     return has(transport, self->module->clogged);
+}
+
+/* Write a large message without a copy, if that can be: return None, or NULL, without an exception
+   if it cannot. */
+static PyObject *
+write_large(Lane *self, PyObject *data)
+{
+    if (!PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) < MAX_JOINED || !has_native_codec(self)
+        || !PyObject_TypeCheck(self->transport, self->module->Pipe)
+        || !((Pipe *)self->transport)->joins)
+        return NULL;
+    PyObject *header = self->module->codec->encode_header(self->codec, data);
+    if (header == NULL)
+        return NULL;
+    Pipe *pipe = (Pipe *)Py_NewRef(self->transport);
+    PyObject *none = pipe_write_behind(pipe, header);
+    Py_DECREF(header);
+    if (none != NULL)
+        Py_SETREF(none, pipe_write_behind(pipe, data));
+    Py_DECREF(pipe);
+    return none;
 }
 
 /* Write a frame. What answers the messages of one read goes out together. */
@@ -1540,12 +1644,13 @@ lane_begin_send(Lane *self, PyObject *data)
         hindered = is_due((Account *)self->pace, size);
     if (hindered != 0)
         return hindered < 0 ? NULL : Py_NewRef(Py_False);
-    PyObject *frame = codec_encode_message(self, data);
-    if (frame == NULL)
-        return NULL;
     PyObject *transport = Py_NewRef(self->transport);
-    PyObject *none = write_frame(self, transport, frame);
-    Py_DECREF(frame);
+    PyObject *none = write_large(self, data);
+    if (none == NULL && !PyErr_Occurred()) {
+        PyObject *frame = codec_encode_message(self, data);
+        none = frame == NULL ? NULL : write_frame(self, transport, frame);
+        Py_XDECREF(frame);
+    }
     int clogged = none == NULL ? -1 : is_clogged(self, transport);
     Py_DECREF(transport);
     Py_XDECREF(none);
@@ -1618,6 +1723,7 @@ static PyMemberDef lane_members[] = {
     {"_limit", T_PYSSIZET, offsetof(Lane, limit), 0, NULL},
     {"_undecoded", T_BOOL, offsetof(Lane, undecoded), 0, NULL},
     {"_taken", T_BOOL, offsetof(Lane, taken), 0, NULL},
+    {"_whole", T_BOOL, offsetof(Lane, whole), 0, NULL},
     {"_heard", T_BOOL, offsetof(Lane, heard), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };

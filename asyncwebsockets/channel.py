@@ -361,6 +361,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         if trailing_data:
             codec.receive_data(trailing_data)
         self._taken = False
+        self._whole = False
         # Whether `_decode_later` is about to be called.
         self._decoding_soon = False
         limit = settings.max_message_size
@@ -430,6 +431,11 @@ class WireChannel(Lane, Channel, Supervised, Sink):
 
     async def receive(self) -> Event:
         """Return the next message, or a piece of one, or a ping or pong."""
+        if self._whole:
+            # What has come of a message that was to be taken whole.
+            self._whole = False
+            if self._push is not None:
+                self._decode_on()
         if not self._queue and self._violation is not None:
             self._fail_for_violation()
         if self._queue or self._closed_locally:

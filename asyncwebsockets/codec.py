@@ -114,6 +114,10 @@ class Codec(ABC):
         """
         return False
 
+    def collecting(self, limit: int, /) -> bool:
+        """Whether a message is under way that `next_message` will return once all of it has come."""
+        return False
+
     @property
     @abstractmethod
     def announced(self) -> int:
