@@ -659,6 +659,8 @@ typedef struct {
     /* The running tasks: a function of the loop, or what has them by their loops. */
     PyObject *current_task;
     PyObject *loop, *task_states;
+    /* The task last looked at, weakly, and its state. */
+    PyObject *last, *last_state;
     /* The class of the scopes last seen, and where its attributes are in them. */
     PyTypeObject *scope_type;
     Py_ssize_t cancel_called, shield, parent_scope;
@@ -699,18 +701,23 @@ innermost_scope(Look *self)
     PyObject *task = running_task(self);
     if (task == NULL || task == Py_None)
         return task;
-    PyObject *key = PyWeakref_NewRef(task, NULL);
+    if (self->last == NULL || PyWeakref_GET_OBJECT(self->last) != task) {
+        PyObject *key = PyWeakref_NewRef(task, NULL);
+        Py_XSETREF(self->last, key);
+        Py_CLEAR(self->last_state);
+        if (key != NULL) {
+            PyObject *task_state = PyDict_GetItemWithError(self->task_states, key);
+            /* Until its first scope, a task has none. */
+            if (task_state == NULL)
+                Py_CLEAR(self->last);
+            else
+                self->last_state = Py_NewRef(task_state);
+        }
+    }
     Py_DECREF(task);
-    if (key == NULL)
-        return NULL;
-    PyObject *task_state = PyDict_GetItemWithError(self->task_states, key);
-    Py_XINCREF(task_state);
-    Py_DECREF(key);
-    if (task_state == NULL)
+    if (self->last_state == NULL)
         return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    PyObject *scope = PyObject_GetAttr(task_state, self->state->cancel_scope);
-    Py_DECREF(task_state);
-    return scope;
+    return PyObject_GetAttr(self->last_state, self->state->cancel_scope);
 }
 
 /* Whether an attribute of an object is true, or -1. */
@@ -815,6 +822,8 @@ look_traverse(Look *self, visitproc visit, void *arg)
     Py_VISIT(self->current_task);
     Py_VISIT(self->loop);
     Py_VISIT(self->task_states);
+    Py_VISIT(self->last);
+    Py_VISIT(self->last_state);
     Py_VISIT(self->scope_type);
     return 0;
 }
@@ -827,6 +836,8 @@ look_dealloc(Look *self)
     Py_XDECREF(self->current_task);
     Py_XDECREF(self->loop);
     Py_XDECREF(self->task_states);
+    Py_XDECREF(self->last);
+    Py_XDECREF(self->last_state);
     Py_XDECREF(self->scope_type);
     type->tp_free(self);
     Py_DECREF(type);
