@@ -12,7 +12,7 @@ import anyio
 from asyncwebsockets import ConnectionClosed, Reject, Settings, serve
 from asyncwebsockets.events import AcceptConnection, Message
 from asyncwebsockets.handshake import accept_headers, normalize_headers
-from asyncwebsockets.server import stray_cancellations
+from asyncwebsockets.server import stepping, stray_cancellations
 
 from .lifespan import Lifespan
 from .messages import (
@@ -91,7 +91,7 @@ class Connection:
         """Run the application to its end."""
         try:
             with self.scope, stray_cancellations:
-                await app(scope, self.receive, self.send)
+                await stepping()(app(scope, self.receive, self.send))
         except Exception as exc:
             self._error = exc
         except BaseExceptionGroup as group:
@@ -164,19 +164,17 @@ class Connection:
             await self._turn.wait()
         self._receiving = True
         try:
-            while True:
-                try:
-                    event = await websocket.receive()
-                except ConnectionClosed:
-                    await websocket.wait_closed()
-                    return disconnect_message(websocket.close_code, websocket.close_reason)
+            async for event in websocket:
                 if isinstance(event, Message):
                     return receive_message(event.data)
+        except ConnectionClosed:
+            await websocket.wait_closed()
         finally:
             self._receiving = False
             if self._turn is not None:
                 self._turn.set()
                 self._turn = None
+        return disconnect_message(websocket.close_code, websocket.close_reason)
 
     async def send(self, message: AsgiMessage) -> None:
         """Do what a message of the application says.
@@ -191,10 +189,10 @@ class Connection:
             raise ClientDisconnected("the connection is gone")
         phase = advance(self._phase, sent)
         match sent:
+            case Data():
+                await self._send(sent.data)
             case Accept():
                 await self._accept(sent)
-            case Data(data=data):
-                await self._send(data)
             case Close():
                 await self._close(sent)
             case DenialStart():
@@ -220,7 +218,7 @@ class Connection:
             raise ClientDisconnected("the client left before it was accepted")
 
     async def _send(self, data: str | bytes) -> None:
-        websocket = await self._open()
+        websocket = self._websocket or await self._open()
         try:
             await websocket.send(data)
         except ConnectionClosed as exc:

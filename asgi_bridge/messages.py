@@ -55,7 +55,7 @@ RawHeaders: TypeAlias = "Sequence[tuple[bytes, bytes]]"
 _MAX_REASON = 123
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Disconnect:
     """How the server says that a connection has ended.
 
@@ -68,7 +68,7 @@ class Disconnect:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Accept:
     """The application accepts the connection."""
 
@@ -76,14 +76,14 @@ class Accept:
     headers: RawHeaders
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Data:
     """The application sends a message."""
 
     data: str | bytes
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Close:
     """The application closes the connection, or rejects it with 403."""
 
@@ -91,7 +91,7 @@ class Close:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class DenialStart:
     """The application begins an HTTP response in place of a connection."""
 
@@ -99,7 +99,7 @@ class DenialStart:
     headers: RawHeaders
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class DenialBody:
     """A piece of that response's body."""
 

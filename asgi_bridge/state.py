@@ -44,25 +44,25 @@ _NAMES = {
 }
 
 
+# From where a message leads where; a body to the end only with its last piece.
+_STEPS: dict[type[Sent], list[tuple[Phase, Phase]]] = {
+    Data: [(Phase.OPEN, Phase.OPEN)],
+    Accept: [(Phase.CONNECTING, Phase.OPEN)],
+    Close: [(Phase.CONNECTING, Phase.CLOSED), (Phase.OPEN, Phase.CLOSED)],
+    DenialStart: [(Phase.CONNECTING, Phase.DENYING)],
+    DenialBody: [(Phase.DENYING, Phase.CLOSED)],
+}
+
+
 def advance(phase: Phase, sent: Sent) -> Phase:
     """Return the phase that a message leads to, from one in which something may follow.
 
     Raises:
         RuntimeError: the message cannot be sent in this phase.
     """
-    match phase, sent:
-        case Phase.CONNECTING, Accept():
-            return Phase.OPEN
-        case Phase.CONNECTING, DenialStart():
-            return Phase.DENYING
-        case Phase.CONNECTING, Close():
-            return Phase.CLOSED
-        case Phase.DENYING, DenialBody(more_body=more_body):
-            return Phase.DENYING if more_body else Phase.CLOSED
-        case Phase.OPEN, Data():
-            return Phase.OPEN
-        case Phase.OPEN, Close():
-            return Phase.CLOSED
+    for before, after in _STEPS[type(sent)]:
+        if phase is before:
+            return phase if isinstance(sent, DenialBody) and sent.more_body else after
     raise RuntimeError(
         f"expected {_EXPECTED[phase]} from an application whose connection {phase.value}, "
         f"got {_NAMES[type(sent)]}"

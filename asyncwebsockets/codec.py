@@ -115,7 +115,7 @@ class Codec(ABC):
         return False
 
     def collecting(self, limit: int, /) -> bool:
-        """Whether a message is under way that `next_message` will return once all of it has come."""
+        """Whether a message is under way that `next_message` will return when all has come."""
         return False
 
     @property

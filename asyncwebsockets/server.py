@@ -49,6 +49,7 @@ __all__ = [
     "create_websocket_server",
     "open_websocket_server",
     "serve",
+    "stepping",
     "stray_cancellations",
 ]
 
