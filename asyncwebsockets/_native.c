@@ -91,9 +91,10 @@ typedef struct {
     /* Whether the inflater has more to give, and what its input ends then. */
     bool inflating, ends_frame, ends_message;
 
-    /* What comes next, a control frame's event or a CodecError, where it was found behind a run
-       of messages. */
+    /* What comes next, and its size or ALONE: a control frame's event or a CodecError that was
+       found behind a run of messages, or the first piece of a message that was to be whole. */
     PyObject *next;
+    Py_ssize_t next_size;
 
     /* The kind of the message that is being sent in fragments, 0 if there is none. */
     uint8_t sending;
@@ -793,7 +794,7 @@ fill_run(Codec *self, PyObject *run, Py_ssize_t room)
     Py_ssize_t total = 0;
     bool more_needed = false;
     while (total < room && PyList_GET_SIZE(run) < MAX_EVENTS) {
-        Found found = {self->next, ALONE};
+        Found found = {self->next, self->next_size};
         self->next = NULL;
         if (found.event == NULL && next_event(self, &found) < 0)
             return -1;
@@ -810,6 +811,7 @@ fill_run(Codec *self, PyObject *run, Py_ssize_t room)
         }
         if (PyList_GET_SIZE(run) > 0) {
             Py_XSETREF(self->next, found.event);
+            self->next_size = ALONE;
         }
         else if (PyExceptionInstance_Check(found.event)) {
             PyErr_SetObject((PyObject *)Py_TYPE(found.event), found.event);
@@ -838,15 +840,18 @@ whole_message(Codec *self, uint64_t limit, PyObject **event)
     if (read_header(self, &header, &found) < 0)
         return -1;
     Py_CLEAR(found.event);
-    if (header.size == 0 || !header.fin || header.rsv1 || header.length > limit
+    if (header.size == 0 || !header.fin || header.length > limit
         || (header.opcode != TEXT && header.opcode != BINARY)
         || (uint64_t)(self->end - self->at - header.size) < header.length)
         return 0;
     begin_payload(self, &header);
     if (data_frame(self, &found) < 0)
         return -1;
-    if (found.size == ALONE)
+    /* More may come of a compressed message. */
+    if (found.size == ALONE || self->opcode != 0 || (uint64_t)found.size > limit) {
         self->next = found.event;
+        self->next_size = found.size;
+    }
     else
         *event = found.event;
     if (release_input(self, false) < 0) {

@@ -102,8 +102,8 @@ class Codec(ABC):
     def next_message(self, limit: int, /) -> Event | None:
         """Return the next event if that can be told to be a whole message at one look.
 
-        It is in one frame that is all there, not compressed, and has `limit` bytes at most.
-        Otherwise nothing has changed, and what comes next is left to `next_events`.
+        It is in one frame that is all there, and has `limit` bytes at most, compressed and
+        inflated. Otherwise what comes next is left to `next_events`.
         """
         return None
 

@@ -267,21 +267,17 @@ class Inflater:
         self._inflate: zlib._Decompress | None = None
         self._input = b""
         self._last = False
-        self._pending = False
+        #: Whether there is more to be read of what was fed.
+        self.pending: bool = False
         self._over = False
 
     def feed(self, data: bytes, last: bool) -> None:
         """Take compressed bytes; `last` says that they end the message."""
         # After a final block, what completes an empty one may still come in a frame of its own.
-        self._pending = not (self._over and last and len(data) <= 1)
+        self.pending = not (self._over and last and len(data) <= 1)
         self._over = self._over and not last
         self._input = data + _TAIL if last else data
         self._last = last
-
-    @property
-    def pending(self) -> bool:
-        """Whether there is more to be read of what was fed."""
-        return self._pending
 
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes of what was fed, inflated.
@@ -302,11 +298,11 @@ class Inflater:
             if self._last and len(rest) <= len(_TAIL) + 1:
                 rest = b""
             self._input = rest
-            self._pending = bool(rest)
+            self.pending = bool(rest)
             self._over = not self._last
         else:
             # A full slice may leave output inside zlib though all input was taken.
-            self._pending = bool(self._input) or len(data) == size
-        if self._last and not self._pending and not self._keep_context:
+            self.pending = bool(self._input) or len(data) == size
+        if self._last and not self.pending and not self._keep_context:
             self._inflate = None
         return data
