@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from wsproto.connection import ConnectionState
 
+from ._broadcast import broadcast
 from .channel import Channel
 from .client import (
     create_websocket,
@@ -58,6 +59,7 @@ __all__ = [
     "UnsupportedOperation",
     "Websocket",
     "WebsocketError",
+    "broadcast",
     "check_origin",
     "create_websocket",
     "create_websocket_client",

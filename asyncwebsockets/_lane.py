@@ -35,7 +35,7 @@ class PureLane:
         "_heard",
         "_limit",
         "_pace",
-        "_pongs",
+        "_late",
         "_queue",
         "_receiver",
         "_state",
@@ -54,8 +54,8 @@ class PureLane:
     _receiver: Waiter | None
     # Events and their costs.
     _queue: deque[tuple[Event, int]]
-    # Pongs that wait for a clogged pipe.
-    _pongs: list[bytes]
+    # What waits for a clogged pipe, pongs and messages to many, with the bytes of messages.
+    _late: list[tuple[Event | bytes, int]]
     # The largest message that is received, in bytes.
     _limit: int
     # Whether the codec may have something to decode.
@@ -114,7 +114,7 @@ class PureLane:
 
         False if `send` is to be called: nothing was sent.
         """
-        if type(data) not in _PLAIN or self._state is not _OPEN or self._pongs:
+        if type(data) not in _PLAIN or self._state is not _OPEN or self._late:
             return False
         if self._transport.clogged or self._pace.due(len(data)):
             return False

@@ -1012,7 +1012,7 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     State *module;
-    PyObject *codec, *transport, *pace, *state, *receiver, *queue, *pongs, *violation;
+    PyObject *codec, *transport, *pace, *state, *receiver, *queue, *late, *violation;
     Py_ssize_t limit;
     char undecoded, taken, heard, whole;
 } Lane;
@@ -1648,7 +1648,7 @@ lane_begin_send(Lane *self, PyObject *data)
         size = PyUnicode_GET_LENGTH(data);
     else
         Py_RETURN_FALSE;
-    if (!is_open(self) || has_items(self->pongs))
+    if (!is_open(self) || has_items(self->late))
         Py_RETURN_FALSE;
     int hindered = is_clogged(self, self->transport);
     if (hindered == 0)
@@ -1680,7 +1680,7 @@ lane_traverse(Lane *self, visitproc visit, void *arg)
     Py_VISIT(self->state);
     Py_VISIT(self->receiver);
     Py_VISIT(self->queue);
-    Py_VISIT(self->pongs);
+    Py_VISIT(self->late);
     Py_VISIT(self->violation);
     return 0;
 }
@@ -1694,7 +1694,7 @@ lane_clear(Lane *self)
     Py_CLEAR(self->state);
     Py_CLEAR(self->receiver);
     Py_CLEAR(self->queue);
-    Py_CLEAR(self->pongs);
+    Py_CLEAR(self->late);
     Py_CLEAR(self->violation);
     return 0;
 }
@@ -1730,7 +1730,7 @@ static PyMemberDef lane_members[] = {
     {"_receiver", T_OBJECT_EX, offsetof(Lane, receiver), 0, NULL},
     {"_queue", T_OBJECT_EX, offsetof(Lane, queue), 0, NULL},
     {"_violation", T_OBJECT_EX, offsetof(Lane, violation), 0, NULL},
-    {"_pongs", T_OBJECT_EX, offsetof(Lane, pongs), 0, NULL},
+    {"_late", T_OBJECT_EX, offsetof(Lane, late), 0, NULL},
     {"_limit", T_PYSSIZET, offsetof(Lane, limit), 0, NULL},
     {"_undecoded", T_BOOL, offsetof(Lane, undecoded), 0, NULL},
     {"_taken", T_BOOL, offsetof(Lane, taken), 0, NULL},

@@ -342,7 +342,8 @@ class AsyncioSocket(SocketTransport, PushTransport):
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""
         while True:
-            await self._pace.step(0)
+            if self._pace.due(0):
+                await self._pace.give_way()
             if self._inbox:
                 return self._inbox.pop(0)
             if self._failure is not None:
@@ -446,7 +447,8 @@ class TrioSocket(SocketTransport):
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""
         while True:
-            await self._pace.step(0)
+            if self._pace.due(0):
+                await self._pace.give_way()
             if self._inbox:
                 return self._inbox.pop(0)
             if self._failure is not None:

@@ -16,6 +16,7 @@ from wsproto.connection import ConnectionState
 from ._bell import Bell
 from ._lane import Lane
 from ._loop import make_waiter
+from ._shared import kin_of
 from ._supervisor import Supervised
 from .codec import CodecError
 from .errors import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from wsproto.extensions import Extension
 
     from ._loop import Waiter
+    from ._shared import Shared
     from ._supervisor import Supervisor
     from .codec import Codec
     from .events import Address, Request, Response
@@ -147,6 +149,22 @@ class Channel(ABC):
             ValueError: text that cannot be expressed in UTF-8; nothing was sent.
             ConnectionClosed: the connection has ended.
         """
+
+    def push(self, message: Shared, limit: int, drop: bool) -> bool | None:
+        """Send a whole message without waiting, or hold it while the peer does not read.
+
+        No message may be under way. If more than `limit` bytes of messages would be held then,
+        the oldest of them are left out if they may be dropped. Where the connection is not open,
+        nothing happens.
+
+        Returns:
+            False if the message was neither sent nor held, since too much is held; None if it
+            cannot be known whether the peer reads, and `send` is to be called.
+
+        Raises:
+            ValueError: text that cannot be expressed in UTF-8; nothing was sent.
+        """
+        return None
 
     @abstractmethod
     async def ping(self, payload: bytes | None) -> float:
@@ -290,6 +308,8 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         "_forget_timer",
         "_given_up",
         "_keepalive_ping",
+        "_kin",
+        "_late_size",
         "_latency",
         "_lingers",
         "_most_queued",
@@ -375,8 +395,10 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._attending: anyio.CancelScope | None = None
         self._pace = transport.pace
 
-        # Pongs that wait for a clogged pipe.
-        self._pongs: list[bytes] = []
+        # What waits for a clogged pipe, with the bytes of messages, and the sum of those.
+        self._late: list[tuple[Event | bytes, int]] = []
+        self._late_size = 0
+        self._kin = kin_of(role, self.extensions)
         # Tasks that wait until what was written is sent.
         self._draining = 0
         self._flush_spawned = False
@@ -723,7 +745,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         if isinstance(event, Ping):
             if self._state is _OPEN:
                 if self._transport.clogged:
-                    _keep(self._pongs, event.payload)
+                    self._hold_pong(Pong(event.payload))
                 else:
                     self._write_frame(Pong(event.payload))
                 self._flush_soon()
@@ -799,15 +821,54 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._write(self._codec.encode(event))
 
     def _write(self, data: bytes) -> None:
-        if self._pongs:
+        if self._late:
             # Before anything else: a Close is the last frame that may be sent.
-            self._write_pongs()
+            self._write_late()
         self._transport.write(data)
 
-    def _write_pongs(self) -> None:
-        pongs, self._pongs = self._pongs, []
-        for payload in pongs:
-            self._transport.write(self._codec.encode(Pong(payload)))
+    def _write_late(self) -> None:
+        late, self._late = self._late, []
+        self._late_size = 0
+        for entry, _ in late:
+            frame = entry if isinstance(entry, bytes) else self._codec.encode(entry)
+            self._transport.write(frame)
+
+    def _hold_pong(self, pong: Pong) -> None:
+        """Have a pong sent later; of too many, the oldest is left out."""
+        pongs = [entry for entry in self._late if isinstance(entry[0], Pong)]
+        if len(pongs) >= _MAX_PONGS:
+            self._late.remove(pongs[0])
+        self._late.append((pong, 0))
+
+    def push(self, message: Shared, limit: int, drop: bool) -> bool | None:
+        """Send a whole message without waiting, or hold it while the peer does not read."""
+        if self._supervisor is None:
+            # Nobody would send what is held.
+            return None
+        if self._state is not _OPEN:
+            return True
+        if not self._transport.clogged:
+            self._write(message.frame(self._codec, self._kin))
+            self._flush_soon()
+            return True
+        while self._late_size + message.size > limit:
+            if not drop:
+                return False
+            if not self._drop_late():
+                return True
+        self._late.append((message.held(self._codec, self._kin), message.size))
+        self._late_size += message.size
+        self._flush_soon()
+        return True
+
+    def _drop_late(self) -> bool:
+        """Leave out the oldest message that waits; whether there was one."""
+        for index, (entry, size) in enumerate(self._late):
+            if not isinstance(entry, Pong):
+                del self._late[index]
+                self._late_size -= size
+                return True
+        return False
 
     async def _drain(self) -> None:
         """Wait until everything is sent that was written by now."""
@@ -832,7 +893,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         finally:
             self._draining -= 1
             if not self._transport.clogged:
-                self._write_pongs()
+                self._write_late()
             self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -1008,6 +1069,9 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._queue = _NOTHING
         self._queued = self._control_events = 0
         self._regulate()
+        if self._undecoded:
+            # There was no room for it, and its reader is gone.
+            self._decode_soon()
 
     async def _finish(self) -> None:
         """Write what is queued, wait for the peer's Close if it is owed, then close TCP."""

@@ -13,7 +13,7 @@ from ._grammar import parse_extension
 from .settings import Deflate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
 __all__ = ["Inflater", "PerMessageDeflate"]
 
@@ -185,6 +185,17 @@ class PerMessageDeflate(Extension):
             )
         self._server_bits, self._client_bits = server_bits, client_bits
         self._enabled = True
+
+    @property
+    def kin(self) -> Hashable | None:
+        """What two servers' compressors have in common that give the same for the same message.
+
+        None where the context is kept.
+        """
+        options = self.options
+        if not self._server_alone:
+            return None
+        return self._server_bits, options.level, options.mem_level, options.threshold
 
     # Frames
 

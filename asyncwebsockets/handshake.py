@@ -154,6 +154,8 @@ def _by_name(headers: RawHeaders) -> _Fields:
 
 def _items(fields: _Fields, name: bytes) -> list[str]:
     """Return the items of a list field over all its lines."""
+    if name not in fields:
+        return []
     return [item for value in fields.get(name, ()) for item in split_list(value.decode("latin-1"))]
 
 

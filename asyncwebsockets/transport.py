@@ -132,7 +132,8 @@ class Transport(ABC):
             TransportLost: the pipe broke or was closed on this side.
         """
         self.write(data)
-        await self.drain()
+        if self.clogged or self.unsent:
+            await self.drain()
 
     @abstractmethod
     async def send_eof(self) -> bool:

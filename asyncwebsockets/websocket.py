@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from wsproto.extensions import Extension
 
+    from ._shared import Shared
     from .channel import Channel
     from .events import Address, Request, Response
 
@@ -93,6 +94,7 @@ class Websocket(Front):
         # The task that has begun a fragmented message, its kind, and what rings at its end.
         self._owner: int | None = None
         self._fragments: type[TextMessage | BytesMessage] | None = None
+        self._fragmenting = False
         self._released = Bell()
         channel.on_end = self._release
 
@@ -385,7 +387,7 @@ class Websocket(Front):
         await self._send(data, final)
 
     async def _send(self, data: Data, final: bool) -> None:
-        kind, payload = _check_data(data)
+        kind, payload = check_data(data)
         task = anyio.get_current_task().id
         begun = whole = False
         try:
@@ -401,6 +403,7 @@ class Websocket(Front):
             # It, too, may have to wait before it is sent, and others might begin theirs meanwhile.
             whole = final and not begun
             self._owner, self._fragments = task, kind
+            self._fragmenting = not whole
             await self._channel.send(payload, final)
         except ValueError:
             # Nothing was sent.
@@ -417,12 +420,31 @@ class Websocket(Front):
         if final:
             self._release()
 
+    def push(self, message: Shared, limit: int, drop: bool) -> bool | None:
+        """Send a message to many as `Channel.push` does; None in the middle of one in fragments."""
+        return None if self._fragmenting else self._channel.push(message, limit, drop)
+
+    async def fail(self, code: int, reason: str) -> None:
+        """End the connection as broken: send Close with this code, and drop what comes.
+
+        Receivers get `ConnectionClosedError`.
+
+        Args:
+            code: as in :meth:`close`.
+            reason: as in :meth:`close`.
+
+        Raises:
+            ValueError: as in :meth:`close`.
+        """
+        await self._channel.fail(check_close(code, reason), reason)
+
     def _owns_message(self) -> bool:
         return self._owner is not None and self._owner == anyio.get_current_task().id
 
     def _release(self) -> None:
         """Let others send."""
         self._owner = self._fragments = None
+        self._fragmenting = False
         self._released.ring()
 
     async def send_json(self, data: Any) -> None:
@@ -617,7 +639,7 @@ class MessageWriter:
         self.kind = str if isinstance(data, str) else bytes
 
 
-def _check_data(data: Data) -> tuple[type[TextMessage | BytesMessage], Any]:
+def check_data(data: Data) -> tuple[type[TextMessage | BytesMessage], Any]:
     if isinstance(data, str):
         return TextMessage, data
     if isinstance(data, bytes):

@@ -279,6 +279,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def write(results: dict[str, Any], directory: Path) -> None:
     """Write the page, its plot and its figures."""
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n")
     (directory / "benchmarks.md").write_text(page(results))
     plot(results, directory / "benchmarks.svg")

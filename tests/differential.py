@@ -97,6 +97,39 @@ def decode_messages(codec: Codec, chunks: Iterable[bytes], limit: int) -> list[A
     return trace
 
 
+def decode_whole(codec: Codec, chunks: Iterable[bytes], limit: int) -> list[Any]:
+    """Return the events of bytes, where a message under way is left until all of it has come.
+
+    Pieces of a message are joined, since who waits for a whole message gets those rarely.
+    """
+    trace: list[Any] = []
+    pieces: list[Any] = []
+    chunks = list(chunks)
+    for number, chunk in enumerate(chunks, 1):
+        codec.receive_data(chunk)
+        while True:
+            event: Any = codec.next_message(limit)
+            if event is None:
+                if number < len(chunks) and codec.collecting(limit):
+                    assert not pieces
+                    break
+                try:
+                    events, _ = codec.next_events(1)
+                except CodecError as exc:
+                    return [*trace, (exc.code, exc.reason)]
+                if not events:
+                    break
+                ((event, _),) = events
+            if not isinstance(event, Message):
+                trace.append(describe(event))
+                continue
+            pieces.append(event.data)
+            if event.message_finished:
+                trace.append(pieces[0][:0].join(pieces))
+                pieces.clear()
+    return [*trace, pieces[0][:0].join(pieces)] if pieces else trace
+
+
 def split(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     """Cut bytes in pieces, anywhere."""
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
@@ -128,4 +161,14 @@ def check_decoding(
         )
     )
     assert native_events == [pure_events] * 3
+    pure_whole, *native_whole = (
+        decode_whole(make(implementation, client, options), chunks, limit)
+        for implementation, limit in (
+            ("pure", 0),
+            ("native", 0),
+            ("native", 100),
+            ("native", 1 << 40),
+        )
+    )
+    assert native_whole == [pure_whole] * 3
     return pure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -610,3 +611,23 @@ async def test_a_scope_is_entered_once(pairs: Pairs) -> None:
         with pytest.raises(RuntimeError, match="entered before"):
             async with scope:
                 pytest.fail("entered twice")
+
+
+async def test_closing_reads_on_from_the_bound_of_the_read_ahead(pairs: Pairs, codec: Any) -> None:
+    settings = Settings(ping_interval=None, max_read_ahead=128, close_timeout=2)
+    async with (
+        pairs.connect(client=settings) as (client, server),
+        anyio.create_task_group() as task_group,
+    ):
+
+        async def push() -> None:
+            with suppress(anyio.BrokenResourceError):
+                for _ in range(50):
+                    await server.send(b"x" * 1000)
+
+        task_group.start_soon(push)
+        # Until it has read what it may.
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        await client.close(1000)
+        assert client.close_code == 1000
