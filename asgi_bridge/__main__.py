@@ -12,7 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ import anyio
 
 from asyncwebsockets import Settings
 
-from .host import serve_app
+from .host import check_root_path, serve_app
 from .lifespan import LifespanFailed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Generator, Sequence
 
     from anyio.abc import Process, TaskStatus
 
@@ -41,6 +41,9 @@ _FAILED = 1
 _NOT_STARTED = 3
 
 _BACKLOG = 65_535
+
+# What brings a package along, where it is not called the same.
+_EXTRAS = {"watchfiles": "reload"}
 
 # The options that each of several processes gets as they are.
 _FORWARDED = (
@@ -119,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"expected at least one worker, got {options.workers}")
+    if not 0 <= options.port <= 65_535:
+        parser.error(f"expected a port from 0 to 65535, got {options.port}")
     if options.uds is not None and options.fd is not None:
         parser.error("expected either --uds or --fd, got both")
     if options.ssl_keyfile is not None and options.ssl_certfile is None:
@@ -132,14 +137,99 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whatever is wrong with the files and numbers is said here, once.
         _tls(options)
         _settings(options)
+        check_root_path(options.root_path)
         if options.loop != "asyncio":
             _require(options.loop, f"--loop={options.loop}")
-        if options.workers > 1 or options.reload:
-            return anyio.run(_Parent(options).run)
-        return _serve(options)
+        if options.reload:
+            _require("watchfiles", "--reload")
+        if options.workers == 1 and not options.reload:
+            return _serve(options)
+        with _listening(options) as sockets:
+            return anyio.run(_Parent(options, sockets).run)
     except (OSError, ValueError) as exc:
         logger.error("%s", exc)
         return _FAILED
+
+
+# Where to listen
+
+
+@contextmanager
+def _listening(options: argparse.Namespace) -> Generator[list[list[socket.socket]], None, None]:
+    """Have the listening sockets of each process.
+
+    Raises:
+        ValueError: it cannot listen there.
+    """
+    with ExitStack() as stack:
+        try:
+            sockets = _listen(options, stack)
+        except (OSError, ValueError) as exc:
+            raise ValueError(f"cannot listen on {_place(options)}: {exc}") from exc
+        yield sockets
+
+
+def _listen(options: argparse.Namespace, stack: ExitStack) -> list[list[socket.socket]]:
+    if options.fd is not None:
+        shared = [stack.enter_context(socket.socket(fileno=number)) for number in options.fd]
+        if not all(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for sock in shared):
+            raise ValueError("expected sockets that listen")
+    elif options.uds is not None:
+        shared = [_bind_unix(options.uds, stack)]
+    else:
+        return _bind_tcp(options, stack)
+    return [shared] * options.workers
+
+
+def _bind_tcp(options: argparse.Namespace, stack: ExitStack) -> list[list[socket.socket]]:
+    found = socket.getaddrinfo(
+        options.host,
+        options.port,
+        type=socket.SOCK_STREAM,
+        flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG,
+    )
+    port = options.port
+    sockets: list[list[socket.socket]] = []
+    for _ in range(options.workers):
+        own = []
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            sock = stack.enter_context(socket.socket(family, kind, protocol))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if options.workers > 1:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((address[0], port, *address[2:]))
+            sock.listen(_BACKLOG)
+            port = sock.getsockname()[1]
+            own.append(sock)
+        sockets.append(own)
+    return sockets
+
+
+def _bind_unix(path: str, stack: ExitStack) -> socket.socket:
+    if Path(path).is_socket():
+        os.unlink(path)
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    sock.bind(path)
+    stack.callback(_unlink, Path(path), os.stat(path))
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def _unlink(path: Path, own: os.stat_result) -> None:
+    """Remove a socket's file, unless another process has put its own in that place."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), own):
+            path.unlink()
+
+
+def _place(options: argparse.Namespace) -> str:
+    if options.fd is not None:
+        return f"what was inherited as {', '.join(map(str, options.fd))}"
+    if options.uds is not None:
+        return f"the Unix socket {options.uds}"
+    return f"{options.host}, port {options.port}"
 
 
 # One process
@@ -162,8 +252,9 @@ def _serve(options: argparse.Namespace) -> int:
     backend_options: dict[str, Any] = {}
     if backend == "asyncio":
         backend_options["use_uvloop"] = options.loop == "uvloop"
-    run = functools.partial(_run, app, options)
-    return anyio.run(run, backend=backend, backend_options=backend_options)
+    with _listening(options) as (sockets,):
+        run = functools.partial(_run, app, options, sockets)
+        return anyio.run(run, backend=backend, backend_options=backend_options)
 
 
 def _load(name: str) -> Application:
@@ -191,14 +282,11 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(drain_timeout=options.drain_timeout)
 
 
-async def _run(app: Application, options: argparse.Namespace) -> int:
+async def _run(
+    app: Application, options: argparse.Namespace, sockets: Sequence[socket.socket]
+) -> int:
     """Serve until SIGTERM or SIGINT, then drain; at a second one, wait no longer."""
     context = _tls(options)
-    listen: dict[str, Any] = {"host": options.host, "port": options.port}
-    if options.uds is not None:
-        listen = {"uds": options.uds}
-    elif options.fd is not None:
-        listen = {"sockets": [socket.socket(fileno=number) for number in options.fd]}
     status = 0
     server: Server | None = None
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -209,7 +297,7 @@ async def _run(app: Application, options: argparse.Namespace) -> int:
                 try:
                     await serve_app(
                         app,
-                        **listen,
+                        sockets=sockets,
                         ssl=context,
                         root_path=options.root_path,
                         lifespan=options.lifespan,
@@ -241,16 +329,24 @@ async def _run(app: Application, options: argparse.Namespace) -> int:
                     told = True
                     tasks.start_soon(server.close)
 
+            async def close_with_parent() -> None:
+                # The other end of standard input goes with it.
+                await anyio.wait_readable(sys.stdin)
+                logger.error("the parent process has died: closing")
+                if server is None:
+                    tasks.cancel_scope.cancel()
+                else:
+                    await server.close()
+
             tasks.start_soon(close_when_told)
+            if options.supervised:
+                tasks.start_soon(close_with_parent)
+            logger.info("starting %s", options.app)
             try:
                 server = await tasks.start(serve)
             except LifespanFailed as exc:
                 logger.error("the application did not start: %s", exc)
                 status = _NOT_STARTED
-                tasks.cancel_scope.cancel()
-            except (OSError, ValueError) as exc:
-                logger.error("%s", exc)
-                status = _FAILED
                 tasks.cancel_scope.cancel()
             except Exception:
                 # With --lifespan=on, it may be anything.
@@ -261,16 +357,7 @@ async def _run(app: Application, options: argparse.Namespace) -> int:
                 scheme = "wss" if context is not None else "ws"
                 for address in server.addresses:
                     logger.info("listening on %s", _describe(scheme, address))
-                if options.supervised:
-                    tasks.start_soon(_close_with_parent, server)
     return status
-
-
-async def _close_with_parent(server: Server) -> None:
-    """Close when the other end of standard input is gone."""
-    await anyio.wait_readable(sys.stdin)
-    logger.error("the parent process has died: closing")
-    await server.close()
 
 
 def _describe(scheme: str, address: Any) -> str:
@@ -290,63 +377,28 @@ class _Parent:
     is. They are the parent's, so what waits to be accepted outlives a process.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(
+        self, options: argparse.Namespace, sockets: Sequence[Sequence[socket.socket]]
+    ) -> None:
         self._options = options
+        self._sockets = sockets
         self._processes: set[Process] = set()
-        self._closing = False
+        self._closing = anyio.Event()
         self._status = 0
         self._changed = anyio.Event()
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit status."""
-        awatch = _require("watchfiles", "--reload").awatch if self._options.reload else None
-        with ExitStack() as stack:
-            sockets = self._listen(stack)
-            async with anyio.create_task_group() as tasks:
-                with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                    tasks.start_soon(self._forward, signals)
-                    if awatch is not None:
-                        tasks.start_soon(self._watch, awatch)
-                    async with anyio.create_task_group() as keepers:
-                        for own in sockets:
-                            keepers.start_soon(self._keep_running, own)
-                    tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as tasks:
+            with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                tasks.start_soon(self._forward, signals)
+                if self._options.reload:
+                    tasks.start_soon(self._watch)
+                async with anyio.create_task_group() as keepers:
+                    for own in self._sockets:
+                        keepers.start_soon(self._keep_running, own)
+                tasks.cancel_scope.cancel()
         return self._status
-
-    def _listen(self, stack: ExitStack) -> list[list[socket.socket]]:
-        """Return the sockets of each process."""
-        options = self._options
-        if options.fd is not None:
-            shared = [socket.socket(fileno=number) for number in options.fd]
-        elif options.uds is not None:
-            shared = [_bind_unix(options.uds, stack)]
-        else:
-            return self._bind_tcp(stack)
-        for sock in shared:
-            stack.enter_context(sock)
-        return [shared] * options.workers
-
-    def _bind_tcp(self, stack: ExitStack) -> list[list[socket.socket]]:
-        options = self._options
-        found = socket.getaddrinfo(
-            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        port = options.port
-        sockets: list[list[socket.socket]] = []
-        for _ in range(options.workers):
-            own = []
-            for family, kind, protocol, _, address in dict.fromkeys(found):
-                sock = stack.enter_context(socket.socket(family, kind, protocol))
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind((address[0], port, *address[2:]))
-                sock.listen(_BACKLOG)
-                port = sock.getsockname()[1]
-                own.append(sock)
-            sockets.append(own)
-        return sockets
 
     def _command(self, sockets: Sequence[socket.socket]) -> list[str]:
         options = self._options
@@ -360,7 +412,7 @@ class _Parent:
 
     async def _keep_running(self, sockets: Sequence[socket.socket]) -> None:
         pause = 0.0
-        while not self._closing:
+        while not self._closing.is_set():
             started = anyio.current_time()
             process = await anyio.open_process(
                 self._command(sockets),
@@ -373,13 +425,13 @@ class _Parent:
                 start_new_session=True,
             )
             self._processes.add(process)
-            if self._closing:
+            if self._closing.is_set():
                 # It was not there yet when the others were told.
                 self._send(signal.SIGTERM)
             async with process:
                 status = await process.wait()
             self._processes.discard(process)
-            if self._closing:
+            if self._closing.is_set():
                 # Less than 0 are those a signal has ended before they were ready for it.
                 self._status = self._status or max(status, 0)
                 return
@@ -407,7 +459,7 @@ class _Parent:
             self._close(number)
 
     def _close(self, number: signal.Signals) -> None:
-        self._closing = True
+        self._closing.set()
         self._changed.set()
         self._send(number)
 
@@ -417,33 +469,27 @@ class _Parent:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    async def _watch(self, awatch: Any) -> None:
-        python_files = _require("watchfiles", "--reload").PythonFilter()
-        async for _ in awatch(os.getcwd(), watch_filter=python_files):
+    async def _watch(self) -> None:
+        watchfiles = _require("watchfiles", "--reload")
+        python_files = watchfiles.PythonFilter()
+        # Cancelled, it would have its thread look for some seconds more.
+        changes = watchfiles.awatch(
+            os.getcwd(), watch_filter=python_files, stop_event=self._closing
+        )
+        async for _ in changes:
             logger.info("a file has changed: starting anew")
             self._changed.set()
             self._send(signal.SIGTERM)
-
-
-def _bind_unix(path: str, stack: ExitStack) -> socket.socket:
-    if Path(path).is_socket():
-        os.unlink(path)
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.bind(path)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    stack.callback(os.unlink, path)
-    return sock
 
 
 def _require(package: str, option: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise ValueError(f"expected the package {package} for {option}, it is missing") from None
+        raise ValueError(
+            f"expected the package {package} for {option}, it is missing: "
+            f"pip install 'asyncwebsockets[{_EXTRAS.get(package, package)}]'"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .lifespan import Application
     from .messages import AsgiMessage, Scope
 
-__all__ = ["ClientDisconnected", "Host", "hosted", "serve_app"]
+__all__ = ["ClientDisconnected", "Host", "check_root_path", "hosted", "serve_app"]
 
 logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
@@ -429,6 +429,16 @@ def _is_disconnection(error: BaseException) -> bool:
     return isinstance(error, ClientDisconnected)
 
 
+def check_root_path(root_path: str) -> None:
+    """Check what stands in front of an application's paths.
+
+    Raises:
+        ValueError: it is neither empty nor as '/app'.
+    """
+    if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
+        raise ValueError(f"expected a root path such as '/app', got {root_path!r}")
+
+
 @asynccontextmanager
 async def hosted(
     app: Application, *, root_path: str, lifespan: Literal["auto", "on", "off"]
@@ -436,8 +446,10 @@ async def hosted(
     """Have an application ready for connections, its lifespan that of the block.
 
     Raises:
+        ValueError: the root path is none.
         LifespanFailed: the application says that its startup or shutdown has failed.
     """
+    check_root_path(root_path)
     live = Lifespan(app, lifespan)
     error: BaseException | None = None
     async with anyio.create_task_group() as tasks:
@@ -504,8 +516,6 @@ async def serve_app(
         OSError, ValueError: as :func:`asyncwebsockets.serve`.
         LifespanFailed: the application says that its startup or shutdown has failed.
     """
-    if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
-        raise ValueError(f"expected a root path such as '/app', got {root_path!r}")
     async with hosted(app, root_path=root_path, lifespan=lifespan) as hosting:
         await serve(
             hosting.handler,

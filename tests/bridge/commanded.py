@@ -45,7 +45,7 @@ async def fails_at_the_end(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def hangs(scope: Any, receive: Any, send: Any) -> None:
-    print("starting", file=sys.stderr, flush=True)
+    print("begun", file=sys.stderr, flush=True)
     await anyio.sleep_forever()
 
 

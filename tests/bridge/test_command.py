@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -23,7 +24,6 @@ from .servers import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.anyio,
@@ -58,9 +58,12 @@ class Command:
 
 
 @contextmanager
-def running(*arguments: str, app: str = APPLICATION, **options: Any) -> Iterator[Command]:
+def running(
+    *arguments: str, app: str = APPLICATION, script: Path | None = None, **options: Any
+) -> Iterator[Command]:
+    command = [str(script)] if script is not None else [sys.executable, "-m", "asgi_bridge"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "asgi_bridge", app, *arguments],
+        [*command, app, *arguments],
         **{"cwd": ROOT, **options},
         stderr=subprocess.PIPE,
         text=True,
@@ -111,10 +114,28 @@ async def test_how_long_an_application_has_to_end(workers: int) -> None:
             assert await anyio.to_thread.run_sync(command.end) == 0
 
 
-async def test_a_startup_that_takes_too_long_can_be_ended() -> None:
-    with running("--port=0", app="tests.bridge.commanded:hangs") as command:
-        command.read("starting")
+@pytest.mark.parametrize(
+    "options", [[], ["--loop=trio"], ["--workers=2"]], ids=["alone", "trio", "workers"]
+)
+async def test_a_startup_that_takes_too_long_can_be_ended(options: list[str]) -> None:
+    app = "tests.bridge.commanded:hangs"
+    with running("--port=0", *options, app=app) as command:
+        command.read(f"INFO starting {app}")
+        for _ in range(2 if "--workers=2" in options else 1):
+            command.read("^begun$")
         assert command.end() == 0
+
+
+async def test_a_startup_ends_with_the_parent() -> None:
+    with running("--port=0", "--workers=2", app="tests.bridge.commanded:hangs") as command:
+        for _ in range(2):
+            command.read("^begun$")
+        command.process.kill()
+        # Standard error is at its end when the last of them has ended.
+        assert command.process.stderr is not None
+        said = await anyio.to_thread.run_sync(command.process.stderr.read)
+        assert said.count("the parent process has died") == 2
+        assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
@@ -183,13 +204,63 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_an_inherited_socket() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        number = sock.fileno()
-        with running(f"--fd={number}", pass_fds=[number]) as command:
-            async with connected(command.url()) as (_, pid, _):
-                assert pid == command.process.pid
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_unix_socket_that_was_left_behind(workers: int, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+    with running(f"--uds={path}", f"--workers={workers}") as command:
+        command.read("listening on the Unix socket")
+        # What another one has put in its place is not its own.
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
             assert command.end() == 0
+            assert path.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_inherited_sockets(workers: int) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as first,
+        socket.create_server(("127.0.0.1", 0)) as second,
+    ):
+        numbers = [first.fileno(), second.fileno()]
+        options = [f"--fd={number}" for number in numbers]
+        with running(*options, f"--workers={workers}", pass_fds=numbers) as command:
+            urls = {command.url() for _ in range(2 * workers)}
+            assert len(urls) == 2
+            for url in urls:
+                async with connected(url) as (_, pid, _):
+                    assert (pid == command.process.pid) is (workers == 1)
+            assert command.end() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_ipv6(workers: int) -> None:
+    with running("--host=::1", "--port=0", f"--workers={workers}") as command:
+        async with connected(command.url()) as (ws, _, _):
+            assert ws.remote_address is not None
+            assert ws.remote_address[0] == "::1"
+        assert command.end() == 0
+
+
+async def test_the_script_finds_the_application_where_it_is_called(tmp_path: Path) -> None:
+    code = (ROOT / "tests" / "bridge" / "commanded.py").read_text()
+    (tmp_path / "here.py").write_text(code)
+    script = Path(sys.executable).with_name("asgi-bridge")
+    with running("--port=0", app="here:application", script=script, cwd=tmp_path) as command:
+        async with connected(command.url()) as (_, pid, _):
+            assert pid == command.process.pid
+        assert command.end() == 0
+
+
+async def test_how_much_it_says() -> None:
+    with running("--port=0", "--log-level=error", app="tests.bridge.commanded:hangs") as command:
+        command.read("^begun$")
+        assert command.end() == 0
+        assert command.process.stderr is not None
+        assert command.process.stderr.read() == ""
 
 
 async def test_tls(tmp_path: Path) -> None:
@@ -280,6 +351,14 @@ async def test_reload(tmp_path: Path) -> None:
         async with connected(url) as (_, second, said):
             assert second != first
             assert said == "changed ws"
+        # What cannot be loaded may be so in the next version.
+        module.write_text("(")
+        command.read("cannot load changing:application")
+        module.write_text(code)
+        command.url()
+        async with connected(url) as (_, third, said):
+            assert third not in (first, second)
+            assert said == "/ ws"
         assert command.end() == 0
 
 
@@ -292,9 +371,6 @@ async def test_reload(tmp_path: Path) -> None:
         (["tests.bridge.commanded"], 3, "expected an application as module:attribute"),
         (["tests.bridge.commanded:fails", "--port=0"], 3, "did not start: no database"),
         (["tests.bridge.commanded:fails", "--port=0", "--workers=2"], 3, "no database"),
-        ([APPLICATION, "--ssl-certfile=nowhere.pem"], 1, "No such file"),
-        ([APPLICATION, "--drain-timeout=-1", "--workers=2"], 1, "drain_timeout of 0 or more"),
-        ([APPLICATION, "--host=256.0.0.1"], 1, ""),
     ],
 )
 async def test_what_does_not_start(arguments: list[str], status: int, says: str) -> None:
@@ -306,28 +382,80 @@ async def test_what_does_not_start(arguments: list[str], status: int, says: str)
     assert b"Traceback" not in done.stderr
 
 
+async def says(caplog: pytest.LogCaptureFixture, *arguments: str) -> str:
+    """Return what the command says where it fails before an application runs."""
+    assert await anyio.to_thread.run_sync(main, [APPLICATION, *arguments]) == 1
+    (record,) = [record for record in caplog.records if record.levelname != "DEBUG"]
+    assert (record.levelname, record.exc_info) == ("ERROR", None)
+    caplog.clear()
+    return record.getMessage()
+
+
 @pytest.mark.parametrize(
-    ("option", "package"),
-    [("--loop=uvloop", "uvloop"), ("--loop=trio", "trio"), ("--reload", "watchfiles")],
+    ("option", "package", "extra"),
+    [
+        ("--loop=uvloop", "uvloop", "uvloop"),
+        ("--loop=trio", "trio", "trio"),
+        ("--reload", "watchfiles", "reload"),
+    ],
 )
 async def test_a_package_that_is_missing(
     option: str,
     package: str,
+    extra: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    status = await anyio.to_thread.run_sync(main, [APPLICATION, "--port=0", option])
-    assert status == 1
-    (record,) = caplog.records
-    assert f"the package {package} for {option}" in record.getMessage()
-    assert record.exc_info is None
+    said = await says(caplog, "--port=0", option)
+    assert f"the package {package} for {option}" in said
+    assert said.endswith(f"pip install 'asyncwebsockets[{extra}]'")
+
+
+# With several processes, each would say it, again and again.
+every_way = pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
+
+
+@every_way
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--ssl-certfile=nowhere.pem", "No such file"),
+        ("--drain-timeout=-1", "drain_timeout of 0 or more"),
+        ("--root-path=app/", "a root path such as '/app', got 'app/'"),
+    ],
+)
+async def test_an_option_that_is_wrong(
+    option: str, message: str, workers: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert message in await says(caplog, option, workers)
+
+
+@every_way
+async def test_where_it_cannot_listen(
+    workers: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as idle:
+        port, number = taken.getsockname()[1], os.dup(idle.fileno())
+        for options, place in (
+            (["--host=256.0.0.1"], "256.0.0.1, port 8000"),
+            ([f"--port={port}"], f"127.0.0.1, port {port}"),
+            ([f"--uds={file}"], f"the Unix socket {file}"),
+            ([f"--fd={number}"], f"what was inherited as {number}: expected sockets that listen"),
+        ):
+            said = await says(caplog, workers, *options)
+            assert said.startswith(f"cannot listen on {place}"), said
+    assert file.exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["a:b", "--workers=0"], "at least one worker"),
+        (["a:b", "--port=65536"], "a port from 0 to 65535, got 65536"),
+        (["a:b", "--port=-1"], "a port from 0 to 65535, got -1"),
         (["a:b", "--uds=x", "--fd=3"], "either --uds or --fd"),
         (["a:b", "--ssl-keyfile=x"], "--ssl-certfile with --ssl-keyfile"),
         (["a:b", "--reload", "--workers=2"], "one worker with --reload"),

@@ -34,7 +34,7 @@ class Parent(command._Parent):
     """Has processes that do what the test says, and notes when it starts them."""
 
     def __init__(self, plan: Callable[[int], Sequence[str]]) -> None:
-        super().__init__(command._parser().parse_args(["module:app"]))
+        super().__init__(command._parser().parse_args(["module:app"]), [])
         self.starts: list[float] = []
         self._plan = plan
 
