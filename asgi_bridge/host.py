@@ -49,6 +49,9 @@ __all__ = ["ClientDisconnected", "Host", "check_root_path", "hosted", "serve_app
 
 logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
+# Responses that end with their head (RFC 9110 section 6.4.1).
+_WITHOUT_BODY = frozenset((204, 304))
+
 # The seconds an application has to end that has no connection when the server is closed, and
 # once it was cancelled.
 _LAST_MOMENT = 1.0
@@ -244,6 +247,8 @@ class Connection:
         denial = self._denial
         assert denial is not None
         denial.count(sent)
+        if denial.has_no_body and sent.more_body:
+            return
         if self._pieces is None and not sent.more_body:
             reject = Reject(denial.status, denial.headers, sent.body)
             self._phase = Phase.CLOSED
@@ -285,11 +290,16 @@ class _Denial:
 
     def __init__(self, start: DenialStart) -> None:
         self.status = start.status
-        # How the body is framed is the server's business (ASGI, Response Start).
+        self.has_no_body = start.status in _WITHOUT_BODY
+        # How the body is framed, and what becomes of TCP, is the server's business (ASGI,
+        # Response Start).
+        drop = {b"transfer-encoding", b"connection", b"keep-alive"}
+        if self.has_no_body:
+            drop.add(b"content-length")
         self.headers = [
             (name, value)
             for name, value in normalize_headers(start.headers)
-            if name.lower() != b"transfer-encoding"
+            if name.lower() not in drop
         ]
         Reject(self.status, self.headers)
         sizes = [value for name, value in self.headers if name.lower() == b"content-length"]
@@ -302,8 +312,11 @@ class _Denial:
         """Take note of a piece of the body.
 
         Raises:
-            ValueError: with it, the body is not as long as its Content-Length says.
+            ValueError: with it, the body is not as long as its Content-Length says, or there is
+                none with that status.
         """
+        if self.has_no_body and sent.body:
+            raise ValueError(f"expected no body with status {self.status}, got {sent.body!r:.100}")
         got = self._got + len(sent.body)
         if self._size is not None and (
             got > self._size or (got < self._size and not sent.more_body)

@@ -280,6 +280,8 @@ async def test_close_before_accept_is_403(connect: Connect) -> None:
         (503, [], [b"a", b"", b"b"], b"ab"),
         (404, [], [b""], b""),
         (204, [], [b""], b""),
+        (204, [(b"content-length", b"0")], [b"", b""], b""),
+        (304, [(b"content-length", b"2")], [b"", b""], b""),
         (400, [(b"content-length", b"2")], [b"no"], b"no"),
         (400, [(b"content-length", b"2")], [b"n", b"o"], b"no"),
         # How the body is framed is the server's business.
@@ -346,6 +348,23 @@ async def test_a_denial_whose_length_is_not_what_it_says(connect: Connect) -> No
         async with connect(app, "/"):
             pytest.fail("it was rejected")
     assert (caught.value.status, caught.value.body) == (400, b"abcd")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_denial_that_has_no_body(connect: Connect, status: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.http.response.start", "status": status})
+        for more_body in (False, True):
+            message = {"body": b"x", "more_body": more_body}
+            with pytest.raises(ValueError, match=f"no body with status {status}, got b'x'"):
+                await send({"type": "websocket.http.response.body", **message})
+        # It can still be put right.
+        await send({"type": "websocket.http.response.body"})
+
+    with pytest.raises(Rejected) as caught:
+        async with connect(app, "/"):
+            pytest.fail("it was rejected")
+    assert (caught.value.status, caught.value.body) == (status, b"")
 
 
 async def test_an_application_whose_own_client_is_rejected_is_500(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,6 +199,172 @@ async def test_a_client_that_leaves_in_the_middle_of_a_denial(carrier: Carrier) 
     assert len(raised) == 1
 
 
+def start(status: int, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {"type": "websocket.http.response.start", "status": status, "headers": headers}
+
+
+def body(data: bytes, more_body: bool = False) -> dict[str, Any]:
+    return {"type": "websocket.http.response.body", "body": data, "more_body": more_body}
+
+
+async def answer(stream: Any) -> tuple[list[bytes], bytes]:
+    """Return the head of an answer, in lower case, and what comes behind it."""
+    await stream.send(request())
+    data = b""
+    with suppress(anyio.EndOfStream):
+        while True:
+            data += await stream.receive()
+    head, _, rest = data.partition(b"\r\n\r\n")
+    return head.lower().split(b"\r\n"), rest
+
+
+@pytest.mark.parametrize(
+    ("headers", "pieces", "framing", "rest"),
+    [
+        pytest.param([], [b"no"], [b"content-length: 2"], b"no", id="whole"),
+        pytest.param(
+            [],
+            [b"n", b"o"],
+            [b"transfer-encoding: chunked"],
+            b"1\r\nn\r\n1\r\no\r\n0\r\n\r\n",
+            id="chunked",
+        ),
+        pytest.param(
+            [(b"Content-Length", b"2")], [b"n", b"o"], [b"content-length: 2"], b"no", id="length"
+        ),
+        pytest.param(
+            [(b"Connection", b"keep-alive"), (b"Keep-Alive", b"timeout=5")],
+            [b"no"],
+            [b"content-length: 2"],
+            b"no",
+            id="keep-alive",
+        ),
+    ],
+)
+async def test_a_denial_on_the_wire(
+    carrier: Carrier,
+    headers: list[tuple[bytes, bytes]],
+    pieces: list[bytes],
+    framing: list[bytes],
+    rest: bytes,
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        fields = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2"), *headers]
+        await send(start(401, *fields))
+        for piece in pieces[:-1]:
+            await send(body(piece, more_body=True))
+        await send(body(pieces[-1]))
+
+    async with carrier(app) as connect:
+        stream = await connect()
+        head, behind = await answer(stream)
+        await cut(stream)
+    assert head[0] == b"http/1.1 401 unauthorized"
+    fields = [line for line in head[1:] if not line.startswith(b"date: ")]
+    assert sorted(fields) == sorted(
+        [b"set-cookie: a=1", b"set-cookie: b=2", b"connection: close", *framing]
+    )
+    assert behind == rest
+
+
+async def test_a_denial_is_streamed(carrier: Carrier) -> None:
+    seen = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(503))
+        await send(body(b"first", more_body=True))
+        await seen.wait()
+        await send(body(b"last"))
+
+    async with carrier(app) as connect:
+        stream = await connect()
+        await stream.send(request())
+        data = b""
+        while b"first" not in data:
+            data += await stream.receive()
+        assert b"last" not in data
+        seen.set()
+        while not data.endswith(b"last\r\n0\r\n\r\n"):
+            data += await stream.receive()
+        await cut(stream)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_denial_that_breaks_off_does_not_look_whole(carrier: Carrier, raises: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(503))
+        await send(body(b"first", more_body=True))
+        if raises:
+            raise LookupError
+
+    async with carrier(app) as connect:
+        stream = await connect()
+        _, behind = await answer(stream)
+        await cut(stream)
+    assert behind == b"5\r\nfirst\r\n"
+
+
+async def test_an_accept_on_the_wire(carrier: Carrier) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"set-cookie", b"a=1"), (b"x-a", b"\xff"), (b"set-cookie", b"b=2")]
+        await send({**ACCEPT, "headers": headers})
+
+    async with carrier(app) as connect:
+        stream = await connect()
+        await stream.send(request(Sec_WebSocket_Protocol="a, b"))
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += await stream.receive()
+        await cut(stream)
+    head = data.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    own = [line for line in head if line.lower().startswith((b"set-cookie", b"x-"))]
+    assert own == [b"set-cookie: a=1", b"x-a: \xff", b"set-cookie: b=2"]
+    # The application has chosen none of those that were offered.
+    assert b"sec-websocket-protocol" not in data.lower()
+
+
+async def test_a_client_that_has_sent_something_leaves_before_it_is_accepted(
+    carrier: Carrier,
+) -> None:
+    seen: list[Any] = []
+    begun, ended = anyio.Event(), anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        begun.set()
+        # What it has sent, it has sent to nobody.
+        seen.append(await receive())
+        ended.set()
+
+    async with carrier(app) as connect:
+        stream = await connect()
+        await stream.send(request() + masked(1, b"early"))
+        await begun.wait()
+        await stream.send(masked(1, b"more"))
+        await cut(stream)
+        await ended.wait()
+    assert seen == [{"type": "websocket.disconnect", "code": 1006, "reason": ""}]
+
+
+async def test_a_client_that_leaves_does_not_cancel_the_application(carrier: Carrier) -> None:
+    left = anyio.Event()
+    done = False
+
+    async def works(receive: Any, send: Any) -> None:
+        nonlocal done
+        await left.wait()
+        await all_blocked()
+        done = True
+
+    app = Application(works)
+    async with connected(carrier, app) as raw:
+        await raw.send(masked(8, close_payload(4000)))
+        assert await raw.end() == {"close": 4000}
+        left.set()
+    assert done
+    assert app.end == (4000, "")
+
+
 # Messages
 
 
@@ -336,6 +503,19 @@ async def test_the_end_is_told_before_tcp_has_ended(
         assert await raw.end() == {"close": code}
         await app.ended.wait()
     assert app.end[0] == code
+
+
+async def test_a_peer_that_ends_only_its_half(carrier: Carrier) -> None:
+    app = Application()
+    async with carrier(app) as connect:
+        stream = await connect()
+        raw = Raw(stream)
+        assert await raw.handshake("/") == 101
+        await stream.send_eof()
+        assert await raw.frame() is None
+        await cut(stream)
+        await app.ended.wait()
+    assert app.end[0] == 1006
 
 
 async def test_a_peer_that_is_gone(carrier: Carrier) -> None:
