@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["Lifespan", "LifespanFailed"]
 
 logger: logging.Logger = logging.getLogger("asyncwebsockets")
+
+
+_ANSWERS = tuple(
+    f"lifespan.{phase}.{result}"
+    for phase in ("startup", "shutdown")
+    for result in ("complete", "failed")
+)
 
 
 class LifespanFailed(Exception):
@@ -46,6 +54,7 @@ class Lifespan:
         # Set when the application has answered or ended.
         self._answered = anyio.Event()
         self._answer: AsgiMessage | None = None
+        self._asked = "lifespan.startup"
         self._ended = anyio.Event()
         self._error: Exception | None = None
         self._state: dict[str, Any] = {}
@@ -98,7 +107,7 @@ class Lifespan:
 
     async def _ask(self, kind: str) -> AsgiMessage | None:
         """Return the application's answer, None if it has ended without one."""
-        self._answer, self._answered = None, anyio.Event()
+        self._asked, self._answer, self._answered = kind, None, anyio.Event()
         await self._to_app.send({"type": kind})
         await self._answered.wait()
         return self._answer
@@ -122,14 +131,15 @@ class Lifespan:
             self._answered.set()
 
     async def _send(self, message: AsgiMessage) -> None:
+        if not isinstance(message, Mapping):
+            raise TypeError(f"expected a message as a dict, got {message!r:.100}")
         kind = message.get("type")
-        if kind not in (
-            "lifespan.startup.complete",
-            "lifespan.startup.failed",
-            "lifespan.shutdown.complete",
-            "lifespan.shutdown.failed",
-        ):
-            raise ValueError(f"expected an answer of the lifespan protocol, got {kind!r}")
+        if kind not in _ANSWERS:
+            raise ValueError(f"expected one of {', '.join(_ANSWERS)}, got {kind!r}")
+        # What nobody asks for any more is let pass: frameworks say that they have failed when
+        # they are cancelled.
         if not self._answered.is_set():
+            if not kind.startswith(self._asked):
+                raise ValueError(f"expected an answer to {self._asked}, got {kind!r}")
             self._answer = message
             self._answered.set()

@@ -865,6 +865,57 @@ async def test_a_lifespan_that_fails(phase: str) -> None:
             assert phase == "shutdown"
 
 
+async def test_a_shutdown_that_raises() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send(ACCEPT)
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        raise LookupError("the lifespan's own")
+
+    with pytest.raises(LookupError, match="own"):
+        async with open_websocket_app(app, "/"):
+            pass
+
+
+async def test_a_lifespan_that_ends_once_it_has_started() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({**ACCEPT, "headers": [(b"x-state", b"1")] if "state" in scope else []})
+            return
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+
+    # There is nobody to be told of the end.
+    async with open_websocket_app(app, "/", lifespan="on") as ws:
+        assert ws.response.header("x-state") == "1"
+
+
+async def test_a_lifespan_that_says_so_when_it_is_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    said = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        try:
+            await receive()
+        except BaseException:
+            # As Starlette does.
+            await send({"type": "lifespan.shutdown.failed", "message": ""})
+            said.set()
+            raise
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(partial(serve_app, app, "127.0.0.1", 0))
+        tasks.cancel_scope.cancel()
+    assert said.is_set()
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
 async def test_a_lifespan_ends_where_the_block_fails() -> None:
     events: list[Any] = []
     with pytest.raises(ZeroDivisionError):
@@ -1008,9 +1059,14 @@ async def test_an_application_that_ignores_its_lifespan() -> None:
 async def test_an_unknown_answer_to_the_lifespan() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        for message in ({"type": "lifespan.nope"}, {}):
-            with pytest.raises(ValueError, match="lifespan protocol"):
+        for message in ({"type": "lifespan.nope"}, {}, {"type": "websocket.accept"}):
+            with pytest.raises(ValueError, match=r"expected one of lifespan.startup.complete, "):
                 await send(message)
+        with pytest.raises(TypeError, match="a dict, got None"):
+            await send(None)
+        # It would look as if it had started.
+        with pytest.raises(ValueError, match=r"answer to lifespan.startup, got '.*shutdown.comp"):
+            await send({"type": "lifespan.shutdown.complete"})
         await send({"type": "lifespan.startup.failed"})
 
     with pytest.raises(LifespanFailed, match="startup has failed"):
