@@ -5,6 +5,7 @@ The sections "HTTP" and "WebSocket" of the ASGI specification, HTTP & WebSocket 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -22,6 +23,8 @@ __all__ = ["AsgiRequest", "request_from_scope", "scope_from_request", "takes_den
 
 # What a path may have besides letters, digits and "-._~" (RFC 3986 section 3.3).
 _PATH_SAFE = "/!$&'()*+,;=:@"
+
+_SLASH = re.compile("/|%2F", re.IGNORECASE)
 
 # Those of the handshake, which wsproto's Request has in fields of their own.
 _OWN_FIELDS = frozenset(
@@ -119,11 +122,9 @@ def scope_from_request(
     return scope
 
 
-def _pair(address: Address) -> list[Any] | None:
-    """Return an address as ASGI has it."""
-    if address is None:
-        return None
-    return [address, None] if isinstance(address, str) else list(address)
+def _pair(address: Address) -> tuple[str, int | None] | None:
+    """Return an address as ASGI has it; a pair that can be a key, as under most servers."""
+    return (address, None) if isinstance(address, str) else address
 
 
 def takes_denials(scope: Scope) -> bool:
@@ -174,16 +175,18 @@ def _path_below_root(scope: Scope) -> str:
     raw = (scope.get("raw_path") or b"").decode("latin-1").partition("?")[0]
     if unquote(raw) != path:
         raw = quote(path, safe=_PATH_SAFE)
-    root = (scope.get("root_path") or "").rstrip("/")
-    if root and (path == root or path.startswith(f"{root}/")):
-        raw = _strip(raw, root)
+    given = scope.get("root_path") or ""
+    # Some end it with a slash; others have one there that was encoded.
+    for root in (given, given.rstrip("/")):
+        if root and (path == root or path.startswith(f"{root}/")):
+            raw = _strip(raw, root)
+            break
     return raw if raw.startswith("/") else f"/{raw}"
 
 
 def _strip(raw: str, root: str) -> str:
-    """Take a decoded prefix off an encoded path."""
-    end = -1
-    while (end := raw.find("/", end + 1)) >= 0:
-        if unquote(raw[:end]) == root:
-            return raw[end:]
+    """Take a decoded prefix off an encoded path; routers let an encoded slash follow, too."""
+    for slash in _SLASH.finditer(raw):
+        if unquote(raw[: slash.start()]) == root:
+            return f"/{raw[slash.end() :]}"
     return "/"

@@ -15,7 +15,6 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
-from asgiref.typing import WebSocketScope
 from fastapi import FastAPI
 from fastapi import WebSocket as FastApiWebSocket
 from starlette.applications import Starlette
@@ -110,6 +109,8 @@ async def drained(ws: Websocket) -> tuple[list[str | bytes], int | None, str | N
     [
         ("", "/a%20b/%C3%A9%2Fz?q=%20", ("/a b/é/z", b"/a%20b/%C3%A9%2Fz", b"q=%20")),
         ("/app", "/x", ("/app/x", b"/app/x", b"")),
+        # It only looks as if the proxy had left it there.
+        ("/app", "/appx", ("/app/appx", b"/app/appx", b"")),
         ("/ä", "/x?", ("/ä/x", b"/%C3%A4/x", b"")),
     ],
 )
@@ -138,7 +139,6 @@ async def test_the_scope_has_what_the_specification_says(connect: Connect) -> No
     async with connect(app, "/", headers, ["a", "b"]) as ws:
         await drained(ws)
     (scope,) = scopes
-    assert set(scope) <= set(WebSocketScope.__annotations__)
     assert scope["type"] == "websocket"
     assert scope["asgi"] == {"version": "3.0", "spec_version": "2.5"}
     assert scope["http_version"] == "1.1"
@@ -176,11 +176,11 @@ async def test_the_addresses_in_the_scope(where: str, tmp_path: Path) -> None:
         stream: Any
         if host:
             stream = await anyio.connect_tcp(host, server.port)
-            client = [host, stream.extra(SocketAttribute.local_port)]
-            expected: Any = (client, [host, server.port])
+            client = (host, stream.extra(SocketAttribute.local_port))
+            expected: Any = (client, (host, server.port))
         else:
             stream = await anyio.connect_unix(path)
-            expected = (None, [str(path), None])
+            expected = (None, (str(path), None))
         async with open_websocket_client(stream, "localhost", "/") as ws:
             assert await drained(ws) == ([], 1000, "")
         await server.close()
@@ -564,6 +564,7 @@ async def test_what_it_may_not_send_before_it_has_accepted(
         await send({"type": "websocket.send", "text": "usable"})
 
     async with connect(app, "/", None, ["a"]) as ws:
+        assert ws.subprotocol is None
         assert await drained(ws) == (["usable"], 1000, "")
 
 

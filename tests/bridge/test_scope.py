@@ -121,6 +121,9 @@ def test_what_servers_write_in_their_own_way(
         ("/ä ö", "/ä ö/ü", b"/%C3%A4%20%C3%B6/%C3%BC", "/%C3%BC"),
         ("/a/b", "/a/b/c", b"/a%2Fb/c", "/c"),
         ("/app", "/app//a", b"/app//a", "//a"),
+        ("/app", "/app/a", b"/app%2Fa", "/a"),
+        ("/app", "/app/", b"/app%2f", "/"),
+        ("/app/", "/app//a", b"/app%2F/a", "/a"),
     ],
 )
 def test_the_mounts_part_of_the_path_is_taken_off(
@@ -144,8 +147,7 @@ def test_any_path_below_any_root(root: list[str], rest: list[str]) -> None:
             raw_path=(raw_root + raw_rest).encode(),
         )
     )
-    assert unquote(request.path).endswith(unquote(raw_rest))
-    assert len(request.path) <= len(raw_root + raw_rest)
+    assert request.path == raw_rest
 
 
 def test_granians_denials_are_not_trusted() -> None:
