@@ -87,7 +87,7 @@ class Http2Client:
         self._id = 1
         self.headers: dict[str, str] = {}
 
-    async def connect(self, target: str) -> None:
+    async def connect(self, target: str, subprotocols: str = "a, b") -> None:
         self._http.initiate_connection()
         await self._flush()
         while not self._http.remote_settings.enable_connect_protocol:
@@ -101,7 +101,7 @@ class Http2Client:
                 (":path", target),
                 (":authority", "localhost"),
                 ("sec-websocket-version", "13"),
-                ("sec-websocket-protocol", "a, b"),
+                ("sec-websocket-protocol", subprotocols),
                 ("x-a", "1"),
             ],
         )
@@ -158,8 +158,43 @@ async def test_over_http2(server: AsgiServer, fleet: Fleet) -> None:
         await client.send(BytesMessage(b"\x00" * 1000))
         assert await client.receive() == BytesMessage(b"\x00" * 1000)
 
+
+@pytest.mark.parametrize("server", HYPERCORN, ids=lambda server: server.name)
+async def test_decisions_over_http2(server: AsgiServer, fleet: Fleet) -> None:
+    connect = partial(anyio.connect_tcp, "127.0.0.1", fleet.port(server))
+    for path, status, fields in (
+        ("/false", "403", {}),
+        ("/reject-connection", "401", {"x-why": "because"}),
+        ("/reject-bytes", "404", {"x-why": "because"}),
+        ("/reject-pieces", "503", {"x-why": "because"}),
+        ("/unoffered", "500", {}),
+        ("/raises", "500", {}),
+        ("/second", "200", {"sec-websocket-protocol": "second"}),
+        ("/fields", "200", {"x-why": "because"}),
+    ):
+        async with await connect() as stream:
+            client = Http2Client(stream)
+            await client.connect(path, "first, second")
+            assert client.headers[":status"] == status, path
+            assert fields.items() <= client.headers.items(), path
+
+
+@pytest.mark.parametrize("server", HYPERCORN, ids=lambda server: server.name)
+async def test_ends_over_http2(server: AsgiServer, fleet: Fleet) -> None:
+    connect = partial(anyio.connect_tcp, "127.0.0.1", fleet.port(server))
+    for path, end in (
+        ("/closes", CloseConnection(4002, "bye")),
+        ("/crashes", CloseConnection(1011, "")),
+    ):
+        async with await connect() as stream:
+            client = Http2Client(stream)
+            await client.connect(path)
+            came = await client.receive()
+            assert isinstance(came, CloseConnection)
+            assert (came.code, came.reason or "") == (end.code, end.reason)
+    names = Client(connect)
     async with await connect() as stream:
         client = Http2Client(stream)
-        await client.connect("/reject-bytes")
-        assert client.headers[":status"] == "404"
-        assert client.headers["x-why"] == "because"
+        await client.connect(names.target("/lets_through"))
+    noted = await names.record()
+    assert (noted["code"], noted["raised"]) == (1006, "ConnectionClosedError")
