@@ -21,10 +21,15 @@ pytestmark = [
 ]
 
 
+#: The codes that the consumers of Channels were told.
+ends: list[int] = []
+
+
 @pytest.fixture(scope="module")
 def channels_app() -> Any:
     if not django_settings.configured:
-        django_settings.configure(SECRET_KEY="tests")
+        layer = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+        django_settings.configure(SECRET_KEY="tests", CHANNEL_LAYERS={"default": layer})
         django.setup()
     from channels.generic.websocket import AsyncJsonWebsocketConsumer
     from channels.routing import ProtocolTypeRouter, URLRouter
@@ -35,12 +40,22 @@ def channels_app() -> Any:
             if b"x-reject" in dict(self.scope["headers"]):
                 await self.close()
                 return
+            # Then `receive` is raced with what the others are told, and cancelled in the end.
+            await self.channel_layer.group_add("all", self.channel_name)
             await self.accept("a" if "a" in self.scope["subprotocols"] else None)
 
         async def receive_json(self, content: Any, **kwargs: Any) -> None:
             await self.send_json({"path": self.scope["path"], "content": content})
+            if content == "tell":
+                await self.channel_layer.group_send("all", {"type": "told", "number": 1})
             if content == "close":
                 await self.close(4002, "bye")
+
+        async def told(self, message: Any) -> None:
+            await self.send_json({"told": message["number"]})
+
+        async def disconnect(self, code: int) -> None:
+            ends.append(code)
 
     return ProtocolTypeRouter({"websocket": URLRouter([path("echo", Echo.as_asgi())])})
 
@@ -50,9 +65,17 @@ async def test_channels(channels_app: Any) -> None:
         assert ws.subprotocol == "a"
         await ws.send_json([1])
         assert await ws.receive_json() == {"path": "/echo", "content": [1]}
+        async with open_websocket_app(channels_app, "/echo") as other:
+            for _ in range(20):
+                await other.send_json("tell")
+                assert await other.receive_json() == {"path": "/echo", "content": "tell"}
+                assert await other.receive_json() == {"told": 1}
+                assert await ws.receive_json() == {"told": 1}
+            await other.close(4000)
         await ws.send_json("close")
         await ws.receive_json()
         await ended(ws, 4002, "bye")
+    assert ends == [4000, 4002]
     with pytest.raises(Rejected) as caught:
         async with open_websocket_app(channels_app, "/echo", {"X-Reject": "1"}):
             pytest.fail("it was rejected")
