@@ -179,12 +179,18 @@ class _Handshaking:
         # Bytes that came behind the request while the filter ran.
         self._early = bytearray()
         self._answering = False
+        self._broke_off = False
         self._failure: Exception | None = None
 
     @property
     def failure(self) -> Exception | None:
         """What the user's code raised, of whatever class: filter, body of an answer, on_http."""
         return self._failure
+
+    @property
+    def broke_off(self) -> bool:
+        """Whether it was raised in the middle of an answer."""
+        return self._broke_off
 
     @property
     def request(self) -> Request | None:
@@ -261,6 +267,7 @@ class _Handshaking:
             return Rejected(decision.status, _as_raw(decision), body)
         except _UsersError as exc:
             self._failure = exc.error
+            self._broke_off = self._answering
             if not self._answering:
                 await self._answer(transport, handshake, Reject(500))
             return exc.error
@@ -652,7 +659,8 @@ class Server:
             if isinstance(exc, HandshakeError) and handshake.failure is None:
                 logger.debug("a handshake came to nothing: %s", exc)
             else:
-                logger.exception("the filter failed; the client got status 500")
+                answer = "a part of an answer" if handshake.broke_off else "status 500"
+                logger.exception("a handshake failed here; the client got %s", answer)
             self._report(handshake, exc)
             return None
         finally:

@@ -400,6 +400,7 @@ async def test_an_application_that_does_not_answer_is_500(
     assert b"own" not in caught.value.body
     if connect is over_tcp:
         (record,) = caplog.records
+        assert record.getMessage().endswith("the client got status 500")
         assert record.exc_info is not None
         assert record.exc_info[0] is (LookupError if raises else RuntimeError)
 
@@ -419,7 +420,9 @@ async def test_a_failure_after_a_rejection_is_logged(
     assert record.exc_info[0] is LookupError
 
 
-async def test_a_body_that_breaks_off_is_cut(connect: Connect) -> None:
+async def test_a_body_that_breaks_off_is_cut(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "websocket.http.response.start", "status": 401})
         await send({"type": "websocket.http.response.body", "body": b"a", "more_body": True})
@@ -429,6 +432,11 @@ async def test_a_body_that_breaks_off_is_cut(connect: Connect) -> None:
         async with connect(app, "/"):
             pytest.fail("it was rejected")
     assert (caught.value.status, caught.value.body) == (401, b"a")
+    if connect is over_tcp:
+        (record,) = caplog.records
+        assert record.getMessage().endswith("the client got a part of an answer")
+        assert record.exc_info is not None
+        assert record.exc_info[0] is LookupError
 
 
 async def test_a_client_that_leaves_before_it_is_accepted() -> None:
