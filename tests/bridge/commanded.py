@@ -49,6 +49,13 @@ async def hangs(scope: Any, receive: Any, send: Any) -> None:
     await anyio.sleep_forever()
 
 
+async def starts_when_told(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        print("begun", file=sys.stderr, flush=True)
+        await anyio.wait_readable(sys.stdin)
+    await application(scope, receive, send)
+
+
 async def hangs_at_the_end(scope: Any, receive: Any, send: Any) -> None:
     await receive()
     await send({"type": "lifespan.startup.complete"})

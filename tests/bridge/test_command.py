@@ -204,6 +204,20 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+async def test_who_connects_before_the_application_has_started_waits(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    app = "tests.bridge.commanded:starts_when_told"
+    with running(f"--uds={path}", app=app, stdin=subprocess.PIPE) as command:
+        command.read("^begun$")
+        stream = await anyio.connect_unix(path)
+        assert command.process.stdin is not None
+        command.process.stdin.close()
+        async with open_websocket_client(stream, "localhost", "/") as ws:
+            assert (await ws.receive_text()).endswith(" / ws")
+        command.read("listening on")
+        assert command.end() == 0
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_unix_socket_that_was_left_behind(workers: int, tmp_path: Path) -> None:
     path = tmp_path / "socket"
