@@ -363,6 +363,98 @@ async def test_concurrent_sends_go_one_by_one() -> None:
     assert peer.error is None
 
 
+async def test_a_message_in_pieces_is_one_piece() -> None:
+    async def handler(ws: Websocket) -> None:
+        async with ws.receive_stream() as pieces:
+            assert [piece async for piece in pieces] == ["whole"]
+        assert await ws.receive_text() == "next"
+
+    async with run(handler) as peer:
+        peer.put(text("whole"), text("next"))
+        assert await peer.take() == closed(1000)
+        peer.put(disconnect(1000))
+    assert peer.error is None
+
+
+async def test_a_send_that_waits_for_another_ends_with_the_connection() -> None:
+    ends: list[str] = []
+    closed_now = anyio.Event()
+
+    async def handler(ws: Websocket) -> None:
+        async def send(data: str) -> None:
+            try:
+                await ws.send(data)
+            except ConnectionClosedError:
+                ends.append(data)
+
+        async with anyio.create_task_group() as tasks:
+            for data in ("first", "second", "third"):
+                tasks.start_soon(send, data)
+            await ws.wait_closed()
+            closed_now.set()
+
+    async with run(handler) as peer:
+        await anyio.wait_all_tasks_blocked()
+        # What the server says after the end is of no connection.
+        peer.put(disconnect(1001), text("late"))
+        await closed_now.wait()
+        # The first is with the server already, whichever it is.
+        went = (await peer.take())["text"]
+    assert peer.error is None
+    assert sorted([went, *ends]) == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+async def test_a_close_that_the_server_refuses_is_the_end(error: type[Exception]) -> None:
+    async def handler(ws: Websocket) -> None:
+        await ws.receive()
+        await ws.close(4000, "over")
+        assert (ws.close_code, ws.close_reason) == (1006, "the connection is gone")
+
+    async with run(handler) as peer:
+        peer.fails = error
+        peer.put(text("go on"))
+    assert peer.error is None
+
+
+async def test_an_abort_does_not_wait_for_a_send() -> None:
+    async def handler(ws: Websocket) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ws.send, "first")
+            await ws.receive()
+            await ws.abort()
+            assert ws.close_code == 1006
+
+    async with run(handler) as peer:
+        await anyio.wait_all_tasks_blocked()
+        peer.put(text("go on"))
+        await anyio.wait_all_tasks_blocked()
+        # There is no Close behind it.
+        assert await peer.take() == sent("first")
+    assert peer.error is None
+
+
+async def test_a_close_that_waits_for_a_send_is_not_sent_behind_the_end() -> None:
+    closing = anyio.Event()
+
+    async def handler(ws: Websocket) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ws.wait_closed)
+            tasks.start_soon(ws.send, "first")
+            await closing.wait()
+            tasks.start_soon(ws.close, 4000, "over")
+        assert ws.close_code == 1001
+
+    async with run(handler) as peer:
+        await anyio.wait_all_tasks_blocked()
+        closing.set()
+        await anyio.wait_all_tasks_blocked()
+        peer.put(disconnect(1001))
+        await anyio.wait_all_tasks_blocked()
+        assert await peer.take() == sent("first")
+    assert peer.error is None
+
+
 async def test_a_lone_surrogate_is_refused() -> None:
     async def handler(ws: Websocket) -> None:
         with pytest.raises(ValueError, match="surrogates"):
@@ -594,6 +686,24 @@ async def test_early_messages_are_bounded() -> None:
         assert await peer.take() == ACCEPT
         for _ in range(10):
             assert await peer.take() == sent("x" * 60)
+    assert peer.error is None
+
+
+async def test_early_messages_without_a_bound() -> None:
+    go_on = anyio.Event()
+
+    async def slow(request: Request) -> object:
+        await go_on.wait()
+        return True
+
+    async with run(echo, slow, Settings(max_handshake_size=None), accepted=False) as peer:
+        peer.put(*[text("x" * 100_000)] * 10)
+        await until(lambda: peer.given == 11)
+        go_on.set()
+        assert await peer.take() == ACCEPT
+        for _ in range(10):
+            assert await peer.take() == sent("x" * 100_000)
+        peer.put(disconnect(1000))
     assert peer.error is None
 
 
