@@ -91,9 +91,16 @@ async def open_websocket_app(
                         blocks_own = served.error is None and not websocket.is_end(exc)
                         raise
             finally:
-                with anyio.move_on_after(settings.drain_timeout):
+                with anyio.move_on_after(settings.drain_timeout) as drain:
                     await served.ended.wait()
                     await hosting.wait_idle()
+                if drain.cancelled_caught:
+                    # Else a test would only be slow, and nobody knew why.
+                    logger.warning(
+                        "the application did not end within drain_timeout=%g s of its "
+                        "connection's end: it is cancelled",
+                        settings.drain_timeout,
+                    )
     except Exception as exc:
         if served is None or served.error is None or not raise_app_exceptions:
             raise

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from asgi_bridge import ClientDisconnected
+from asgi_bridge import ClientDisconnected, open_websocket_app
 from asyncwebsockets import Settings
 
 from ..conftest import cut
@@ -120,3 +120,25 @@ async def test_a_blocked_send_can_be_given_up() -> None:
             assert came == (2, bytes(100_000))
     assert given_up == [True]
     assert app.end[0] == 1006
+
+
+async def test_an_application_that_does_not_end_in_process_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cancelled = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    async with open_websocket_app(app, "/", lifespan="off", settings=Settings(drain_timeout=7)):
+        start = trio.current_time()
+    # A Close is noticed within a second where nobody receives.
+    assert 7 <= trio.current_time() - start < 8
+    assert cancelled.is_set()
+    (record,) = [record for record in caplog.records if record.levelname != "DEBUG"]
+    assert record.levelname == "WARNING"
+    assert "did not end within drain_timeout=7 s" in record.getMessage()
