@@ -194,7 +194,9 @@ def _bind_tcp(options: argparse.Namespace, stack: ExitStack) -> list[list[socket
         own = []
         for family, kind, protocol, _, address in dict.fromkeys(found):
             sock = stack.enter_context(socket.socket(family, kind, protocol))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":
+                # Elsewhere it lets two listen on one port.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if options.workers > 1:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:

@@ -90,9 +90,10 @@ class Settings:
     drain_timeout: float | None = 20
 
     def __post_init__(self) -> None:
+        # Asked so that NaN, with which nothing would ever be due, is not let pass.
         for name in ("close_timeout", "drain_timeout", "max_message_size"):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise ValueError(f"expected {name} of 0 or more, or None, got {value}")
         for name in (
             "open_timeout",
@@ -104,5 +105,5 @@ class Settings:
             "max_handshakes",
         ):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"expected {name} above 0, or None, got {value}")

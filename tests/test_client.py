@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import socket
 import ssl
 from contextlib import asynccontextmanager
@@ -349,6 +350,8 @@ async def test_anything_else_is_a_type_error(client_tls: ssl.SSLContext) -> None
         {"max_connections": 0},
         {"max_handshakes": 0},
         {"drain_timeout": -1},
+        {"drain_timeout": math.nan},
+        {"ping_interval": math.nan},
     ],
 )
 def test_settings_out_of_range(kwargs: Any, anyio_backend: object) -> None:

@@ -436,6 +436,7 @@ every_way = pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
     [
         ("--ssl-certfile=nowhere.pem", "No such file"),
         ("--drain-timeout=-1", "drain_timeout of 0 or more"),
+        ("--drain-timeout=nan", "drain_timeout of 0 or more, or None, got nan"),
         ("--root-path=app/", "a root path such as '/app', got 'app/'"),
     ],
 )
