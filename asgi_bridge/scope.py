@@ -141,11 +141,12 @@ def takes_denials(scope: Scope) -> bool:
 
 def _address(value: Any) -> Address:
     """Return an address: ``[host, port]``, or ``[path, None]`` of a Unix socket."""
-    if not value:
+    host, port = value or ("", None)
+    if not host:
         return None
-    host, port = value
-    if port is None:
-        return str(host) if host else None
+    # granian has the port "0" for a Unix socket.
+    if port is None or (int(port) == 0 and "/" in host):
+        return str(host)
     return str(host), int(port)
 
 
