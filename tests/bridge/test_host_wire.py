@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import struct
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -697,16 +699,53 @@ async def test_an_application_that_does_not_receive_stalls_the_peer(carrier: Car
     assert app.end[0] == 4000
 
 
-async def test_a_stalled_peer_that_resets_is_disconnected(carrier: Carrier) -> None:
+class Plain:
+    """A client's socket, whose end is seen at once; on uvloop, a stream would send first."""
+
+    def __init__(self, port: int) -> None:
+        self._sock = socket.create_connection(("127.0.0.1", port))
+        self._sock.setblocking(False)
+
+    async def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                await anyio.wait_writable(self._sock)
+
+    async def receive(self) -> bytes:
+        await anyio.wait_readable(self._sock)
+        return self._sock.recv(65_536)
+
+    async def aclose(self) -> None:
+        # The end is a reset.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # uvloop would keep it open that has waited for it.
+        os.close(self._sock.detach())
+
+
+async def test_a_stalled_peer_that_resets_is_disconnected(
+    carrier: Carrier, anyio_backend: object
+) -> None:
     go_on = anyio.Event()
 
     async def wait(receive: Any, send: Any) -> None:
         await go_on.wait()
 
     app = Application(wait)
-    settings = Settings(ping_interval=None, max_read_ahead=2 * PIECE)
+    # uvloop does not tell of a reset behind what is unread (docs/behaviour.md); there it is
+    # the server's closing that ends the connection, after close_timeout.
+    told = not (carrier is on_tcp and anyio_backend == ("asyncio", {"use_uvloop": True}))
+    settings = Settings(
+        ping_interval=None, close_timeout=None if told else 1, max_read_ahead=2 * PIECE
+    )
     async with carrier(app, settings) as connect:
-        stream = await connect()
+        stream: Any = await connect()
+        if carrier is on_tcp:
+            port = stream.extra(SocketAttribute.remote_port)
+            await cut(stream)
+            stream = Plain(port)
         raw = Raw(stream)
         assert await raw.handshake("/") == 101
         async with anyio.create_task_group() as tasks:
@@ -718,12 +757,10 @@ async def test_a_stalled_peer_that_resets_is_disconnected(carrier: Carrier) -> N
             tasks.start_soon(flood)
             await all_blocked()
             tasks.cancel_scope.cancel()
-        if carrier is on_tcp:
-            # Then the end is a reset.
-            raw_socket = stream.extra(SocketAttribute.raw_socket)
-            raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await cut(stream)
         go_on.set()
+        if told:
+            await app.ended.wait()
     assert set(app.received) <= {bytes(PIECE)}
     assert len(app.received) < MUCH
     assert app.end[0] == 1006
