@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -11,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
 from asgi_bridge import WebsocketApp
+from asyncwebsockets import Settings
 
 from .handlers import filter, handle
 
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-application = WebsocketApp(handle, filter)
+#: The environment has the seconds of `open_timeout` under that name.
+OPEN_TIMEOUT = "OPEN_TIMEOUT"
+
+settings = Settings(open_timeout=float(os.environ.get(OPEN_TIMEOUT, Settings().open_timeout or 0)))
+application = WebsocketApp(handle, filter, settings=settings)
 
 
 async def dispatch(request: Request, call_next: RequestResponseEndpoint) -> Response:

@@ -184,12 +184,14 @@ def key_of(request: Request) -> str:
 
 async def hold(key: str) -> None:
     """Wait until the client has left."""
+    deadline = anyio.current_effective_deadline()
     records.put(f"{key} began", {})
     try:
         await anyio.sleep_forever()
     except BaseException as exc:
         cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
-        records.put(key, {"filter": "cancelled" if cancelled else repr(exc)})
+        how = "cancelled" if anyio.current_time() < deadline else "timed out"
+        records.put(key, {"filter": how if cancelled else repr(exc)})
         raise
 
 

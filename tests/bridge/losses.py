@@ -124,6 +124,8 @@ LOSSES: dict[str, Losses] = {
     },
     "granian": {
         "the_client_closes_with_a_reason": {"handler.reason": ""},
+        # It tells only those it has accepted.
+        "the_client_leaves_before_it_is_accepted": {"handler.filter": "timed out"},
         "the_client_ends_tcp": {"handler.code": 1005, "handler.raised": "ConnectionClosedOK"},
         "the_client_resets_tcp": {"handler.code": 1005, "handler.raised": "ConnectionClosedOK"},
         "the_client_breaks_the_protocol": {

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ class AsgiServer:
 
     name: str
     command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 SERVERS = [
@@ -53,6 +54,8 @@ SERVERS += [
     AsgiServer(
         "granian",
         ("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}", "{app}"),
+        # There a filter whose client has left waits for nothing else.
+        {"OPEN_TIMEOUT": "2"},
     ),
     AsgiServer(
         "anycorn", ("anycorn", "-b", "127.0.0.1:{port}", "--graceful-timeout", "1", "{app}")
@@ -101,7 +104,12 @@ def running(
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                **server.environment,
+                **(environment or {}),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
