@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.streams.tls import TLSAttribute
 
+from .errors import HandshakeError
 from .transport import PushTransport, Sink, Transport, TransportLost
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .events import Address
     from .pace import Pace
 
-__all__ = ["on_tls", "start_tls"]
+__all__ = ["on_tls", "open_tls", "start_tls"]
 
 # The most one record holds (RFC 8446 section 5.1), and so what one call decrypts.
 _RECORD = 16 * 1024
@@ -65,6 +66,25 @@ async def start_tls(
     if outgoing.pending:
         await pipe.send(outgoing.read())
     return on_tls(pipe, tls, incoming, outgoing)
+
+
+async def open_tls(
+    pipe: Transport, context: ssl.SSLContext, hostname: str, whom: str = "the server"
+) -> Transport:
+    """Shake hands as a client, with a pipe that is closed if that fails.
+
+    Raises:
+        ssl.SSLError: as :func:`start_tls`.
+        HandshakeError: the connection ended or broke.
+    """
+    try:
+        return await start_tls(pipe, context, hostname=hostname)
+    except TransportLost as exc:
+        await pipe.abort()
+        raise HandshakeError(f"the TLS handshake with {whom} failed: {exc}") from exc
+    except BaseException:
+        await pipe.abort()
+        raise
 
 
 def on_tls(

@@ -38,7 +38,8 @@ LAYERS = {
         ["_front"],
         ["websocket"],
         ["_broadcast", "_scope"],
-        ["client", "server"],
+        ["_dial", "server"],
+        ["client"],
         ["__init__"],
     ],
     asgi_bridge: [

@@ -1,0 +1,164 @@
+"""From a URL to an open connection."""
+
+from __future__ import annotations
+
+import math
+import ssl as _ssl
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import anyio
+
+from ._scope import Opened
+from ._sockets import make_transport
+from ._tls import open_tls
+from ._url import parse_url
+from .deflate import PerMessageDeflate
+from .errors import HandshakeError, HandshakeTimeout, Rejected
+from .handshake import ClientHandshake, HeadersLike, normalize_headers
+from .transport import TransportLost
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ._url import WebsocketURL
+    from .events import RawHeaders, Response
+    from .settings import Settings
+    from .transport import Transport
+
+__all__ = ["Dialer", "make_handshake", "opening_deadline", "shake_hands"]
+
+
+@dataclass(frozen=True)
+class Dialer:
+    """Opens a connection to a URL, as often as it is asked to.
+
+    The attributes are the arguments of :func:`open_websocket`.
+    """
+
+    url: str
+    headers: HeadersLike | None
+    subprotocols: Sequence[str] | None
+    ssl: _ssl.SSLContext | bool | None
+    settings: Settings
+
+    async def connect(self) -> Opened:
+        """Open a connection.
+
+        Raises:
+            what :func:`open_websocket` raises.
+        """
+        url = parse_url(self.url)
+        if self.ssl is not None and not url.secure:
+            raise ValueError("expected a URL of scheme wss to go with ssl, got ws")
+        if self.ssl is False:
+            raise ValueError("expected ssl to be None, True or an SSLContext, got False")
+        return await self._attempt(
+            url, normalize_headers(self.headers), opening_deadline(self.settings)
+        )
+
+    async def _attempt(self, url: WebsocketURL, headers: RawHeaders, deadline: float) -> Opened:
+        fields = list(headers)
+        if url.authorization is not None and not _has(fields, b"authorization"):
+            fields.append((b"Authorization", url.authorization.encode("ascii")))
+        handshake = make_handshake(
+            url.host_header, url.target, fields, self.subprotocols, self.settings
+        )
+        return await shake_hands(lambda: self._dial(url), handshake, self.settings, deadline)
+
+    async def _dial(self, url: WebsocketURL) -> Transport:
+        pipe = await make_transport(await anyio.connect_tcp(url.host, url.port))
+        if not url.secure:
+            return pipe
+        context = self.ssl if isinstance(self.ssl, _ssl.SSLContext) else default_context()
+        # A zone is of this machine only, no certificate has it.
+        return await open_tls(pipe, context, url.host.partition("%")[0])
+
+
+def _has(headers: RawHeaders, name: bytes) -> bool:
+    return any(field.lower() == name for field, _ in headers)
+
+
+@cache
+def default_context() -> _ssl.SSLContext:
+    """Return the context that verifies certificates and host names."""
+    context = _ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def opening_deadline(settings: Settings) -> float:
+    """Return when a connection that is begun now is to be open."""
+    if settings.open_timeout is None:
+        return math.inf
+    return anyio.current_time() + settings.open_timeout
+
+
+def make_handshake(
+    host: str,
+    target: str,
+    headers: HeadersLike | None,
+    subprotocols: Sequence[str] | None,
+    settings: Settings,
+) -> ClientHandshake:
+    """Return the client's side of a handshake that offers what the settings say."""
+    compression = settings.compression
+    return ClientHandshake(
+        host=host,
+        target=target,
+        headers=headers,
+        subprotocols=subprotocols,
+        extensions=[PerMessageDeflate(compression)] if compression is not None else [],
+        max_size=settings.max_handshake_size,
+    )
+
+
+async def shake_hands(
+    dial: Callable[[], Awaitable[Transport]],
+    handshake: ClientHandshake,
+    settings: Settings,
+    deadline: float,
+) -> Opened:
+    """Get a transport and shake hands on it."""
+    transport: Transport | None = None
+    response: Response | None = None
+    try:
+        with anyio.CancelScope(deadline=deadline) as scope:
+            transport = await dial()
+            await transport.send(handshake.request_data)
+            while response is None:
+                response = handshake.receive_data(await transport.receive())
+        if scope.cancelled_caught and response is None:
+            response = handshake.partial_response
+            if response is None:
+                raise HandshakeTimeout(
+                    f"the handshake took longer than open_timeout={settings.open_timeout:g} s"
+                )
+        assert transport is not None
+        assert response is not None
+        if response.status != 101:
+            raise Rejected(response.status, response.headers, handshake.body)
+        return Opened(
+            transport=transport,
+            role="client",
+            settings=settings,
+            request=replace(
+                handshake.request,
+                local_address=transport.local_address,
+                remote_address=transport.remote_address,
+                secure=transport.secure,
+            ),
+            response=response,
+            subprotocol=handshake.subprotocol,
+            extensions=handshake.extensions,
+            trailing_data=handshake.trailing_data,
+        )
+    except TransportLost as exc:
+        assert transport is not None
+        await transport.abort()
+        raise HandshakeError(f"the connection was lost in the handshake: {exc}") from exc
+    except BaseException:
+        if transport is not None:
+            await transport.abort()
+        raise
