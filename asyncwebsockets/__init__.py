@@ -10,6 +10,7 @@ from __future__ import annotations
 from wsproto.connection import ConnectionState
 
 from ._broadcast import broadcast
+from ._reconnect import Reconnecting, reconnect
 from .channel import Channel
 from .client import (
     create_websocket,
@@ -48,6 +49,7 @@ __all__ = [
     "HandshakeError",
     "HandshakeTimeout",
     "InvalidHandshake",
+    "Reconnecting",
     "Reject",
     "Rejected",
     "Request",
@@ -68,5 +70,6 @@ __all__ = [
     "open_websocket_client",
     "open_websocket_server",
     "origin_filter",
+    "reconnect",
     "serve",
 ]

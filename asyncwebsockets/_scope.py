@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
     from types import TracebackType
 
-    from anyio.abc import TaskGroup
     from wsproto.extensions import Extension
 
     from .events import Request, Response
     from .settings import Settings
     from .transport import Transport
 
-__all__ = ["Opened", "WebsocketScope"]
+__all__ = ["Background", "Opened", "WebsocketScope"]
 
 
 @dataclass(frozen=True)
@@ -45,20 +44,41 @@ class Opened:
 
     def websocket(self, supervisor: Supervisor | None) -> Websocket:
         """Return the connection."""
-        return Websocket(
-            WireChannel(
-                self.transport,
-                make_codec(self.role, self.extensions),
-                self.role,
-                trailing_data=self.trailing_data,
-                settings=self.settings,
-                request=self.request,
-                response=self.response,
-                subprotocol=self.subprotocol,
-                extensions=self.extensions,
-                supervisor=supervisor,
-            )
+        return Websocket(self.channel(supervisor))
+
+    def channel(self, supervisor: Supervisor | None) -> WireChannel:
+        """Return what is below the connection."""
+        return WireChannel(
+            self.transport,
+            make_codec(self.role, self.extensions),
+            self.role,
+            trailing_data=self.trailing_data,
+            settings=self.settings,
+            request=self.request,
+            response=self.response,
+            subprotocol=self.subprotocol,
+            extensions=self.extensions,
+            supervisor=supervisor,
         )
+
+
+class Background:
+    """A supervisor at work, in a task group that no exception of the user's passes through."""
+
+    def __init__(self) -> None:
+        self._task_group = anyio.create_task_group()
+
+    async def start(self) -> Supervisor:
+        """Return the supervisor, which works from here on."""
+        await self._task_group.__aenter__()
+        supervisor = Supervisor(self._task_group)
+        self._task_group.start_soon(supervisor.run)
+        return supervisor
+
+    async def stop(self) -> None:
+        """End its work; called by the task that has started it."""
+        self._task_group.cancel_scope.cancel()
+        await self._task_group.__aexit__(None, None, None)
 
 
 class WebsocketScope:
@@ -69,7 +89,7 @@ class WebsocketScope:
 
     def __init__(self, connect: Callable[[], Awaitable[Opened]]) -> None:
         self._connect = connect
-        self._task_group: TaskGroup | None = None
+        self._background: Background | None = None
         self._websocket: Websocket | None = None
 
     def __await__(self) -> Generator[None, None, WebsocketScope]:
@@ -77,14 +97,11 @@ class WebsocketScope:
         return self
 
     async def __aenter__(self) -> Websocket:
-        if self._task_group is not None:
+        if self._background is not None:
             raise RuntimeError("this connection's scope was entered before")
         opened = await self._connect()
-        self._task_group = anyio.create_task_group()
-        await self._task_group.__aenter__()
-        supervisor = Supervisor(self._task_group)
-        self._task_group.start_soon(supervisor.run)
-        self._websocket = opened.websocket(supervisor)
+        self._background = Background()
+        self._websocket = opened.websocket(await self._background.start())
         return self._websocket
 
     async def __aexit__(
@@ -93,11 +110,9 @@ class WebsocketScope:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._task_group is not None
+        assert self._background is not None
         assert self._websocket is not None
         try:
             await self._websocket.__aexit__(exc_type, exc, traceback)
         finally:
-            # The body's exception does not pass through the group, which would wrap it.
-            self._task_group.cancel_scope.cancel()
-            await self._task_group.__aexit__(None, None, None)
+            await self._background.stop()

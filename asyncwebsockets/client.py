@@ -61,6 +61,7 @@ def open_websocket(
         OSError, ssl.SSLError: name resolution, TCP or TLS failed.
         Rejected: the server answered with another status than 101.
         InvalidHandshake: the server's answer is not a valid one.
+        HandshakeError: the connection was lost.
         HandshakeTimeout: all that took longer than ``open_timeout``.
     """
     dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings())

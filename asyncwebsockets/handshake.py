@@ -611,6 +611,7 @@ class ClientHandshake:
 
         Raises:
             InvalidHandshake: the response is malformed, or a 101 that does not fit the request.
+            HandshakeError: the server left without a response.
         """
         self._received += len(data)
         try:
@@ -639,13 +640,13 @@ class ClientHandshake:
                 elif isinstance(event, h11.EndOfMessage):
                     return self._response
                 else:
-                    raise InvalidHandshake("the server closed the connection without a response")
+                    raise HandshakeError("the server closed the connection without a response")
         except h11.RemoteProtocolError as exc:
             if self._response is not None:
                 # The status is known; a body that broke off takes nothing from that.
                 return self._response
             if not data:
-                raise InvalidHandshake(
+                raise HandshakeError(
                     "the server closed the connection without a response"
                 ) from None
             raise InvalidHandshake(f"malformed HTTP response: {exc}") from None

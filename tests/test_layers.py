@@ -39,7 +39,7 @@ LAYERS = {
         ["websocket"],
         ["_broadcast", "_scope"],
         ["_dial", "server"],
-        ["client"],
+        ["_reconnect", "client"],
         ["__init__"],
     ],
     asgi_bridge: [
