@@ -10,6 +10,7 @@ from __future__ import annotations
 from wsproto.connection import ConnectionState
 
 from ._broadcast import broadcast
+from ._proxy import Proxy
 from ._reconnect import Reconnecting, reconnect
 from .channel import Channel
 from .client import (
@@ -26,6 +27,7 @@ from .errors import (
     HandshakeError,
     HandshakeTimeout,
     InvalidHandshake,
+    ProxyError,
     Rejected,
     UnexpectedMessage,
     UnsupportedOperation,
@@ -49,6 +51,8 @@ __all__ = [
     "HandshakeError",
     "HandshakeTimeout",
     "InvalidHandshake",
+    "Proxy",
+    "ProxyError",
     "Reconnecting",
     "Reject",
     "Rejected",

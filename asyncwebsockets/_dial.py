@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import ssl as _ssl
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 import anyio
 
+from ._proxy import choose_proxy
 from ._scope import Opened
 from ._sockets import make_transport
-from ._tls import open_tls
+from ._tls import default_context, open_tls
 from ._url import parse_url
 from .deflate import PerMessageDeflate
 from .errors import HandshakeError, HandshakeTimeout, Rejected
@@ -22,6 +22,7 @@ from .transport import TransportLost
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from ._proxy import Proxy, ProxyLike
     from ._url import WebsocketURL
     from .events import RawHeaders, Response
     from .settings import Settings
@@ -42,6 +43,7 @@ class Dialer:
     subprotocols: Sequence[str] | None
     ssl: _ssl.SSLContext | bool | None
     settings: Settings
+    proxy: ProxyLike = True
 
     async def connect(self) -> Opened:
         """Open a connection.
@@ -65,10 +67,18 @@ class Dialer:
         handshake = make_handshake(
             url.host_header, url.target, fields, self.subprotocols, self.settings
         )
-        return await shake_hands(lambda: self._dial(url), handshake, self.settings, deadline)
+        proxy = choose_proxy(self.proxy, url)
+        opened = await shake_hands(
+            lambda: self._dial(url, proxy), handshake, self.settings, deadline
+        )
+        # What is encrypted on the way to a proxy is not for that on the way to the server.
+        return replace(opened, request=replace(opened.request, secure=url.secure))
 
-    async def _dial(self, url: WebsocketURL) -> Transport:
-        pipe = await make_transport(await anyio.connect_tcp(url.host, url.port))
+    async def _dial(self, url: WebsocketURL, proxy: Proxy | None) -> Transport:
+        if proxy is not None:
+            pipe = await proxy.connect(url.host, url.port)
+        else:
+            pipe = await make_transport(await anyio.connect_tcp(url.host, url.port))
         if not url.secure:
             return pipe
         context = self.ssl if isinstance(self.ssl, _ssl.SSLContext) else default_context()
@@ -78,14 +88,6 @@ class Dialer:
 
 def _has(headers: RawHeaders, name: bytes) -> bool:
     return any(field.lower() == name for field, _ in headers)
-
-
-@cache
-def default_context() -> _ssl.SSLContext:
-    """Return the context that verifies certificates and host names."""
-    context = _ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def opening_deadline(settings: Settings) -> float:

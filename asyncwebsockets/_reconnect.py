@@ -20,7 +20,9 @@ from .errors import (
     ConnectionClosed,
     ConnectionClosedOK,
     InvalidHandshake,
+    ProxyError,
     Rejected,
+    is_passing,
 )
 from .events import find_header
 from .settings import Settings
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from ._proxy import ProxyLike
     from ._supervisor import Supervisor
     from .channel import Channel
     from .events import RawHeaders
@@ -46,9 +49,6 @@ Decide: TypeAlias = Callable[[Exception, "float | None"], Awaitable["float | Non
 # A server may ask for as many seconds at most.
 _LONGEST_RETRY_AFTER = 3600.0
 
-# Of the answers below 500, those that speak of the moment (RFC 9110, RFC 8470, RFC 6585).
-_PASSING = (408, 425, 429)
-
 
 def reconnect(
     url: str,
@@ -57,6 +57,7 @@ def reconnect(
     *,
     ssl: _ssl.SSLContext | bool | None = None,
     settings: Settings | None = None,
+    proxy: ProxyLike = True,
     initial_delay: float = 1,
     max_delay: float = 60,
     decide: Decide | None = None,
@@ -97,6 +98,7 @@ def reconnect(
         subprotocols: as in :func:`open_websocket`.
         ssl: as in :func:`open_websocket`.
         settings: as in :func:`open_websocket`.
+        proxy: as in :func:`open_websocket`.
         initial_delay: seconds the first wait may be long.
         max_delay: seconds any wait may be long.
         decide: ``await decide(error, delay)`` is asked each time with what went wrong and what
@@ -119,7 +121,7 @@ def reconnect(
         )
     if isinstance(headers, Iterator):
         headers = list(headers)
-    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings())
+    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings(), proxy)
     return Reconnecting(dialer, initial_delay, max_delay, decide)
 
 
@@ -238,7 +240,9 @@ def _is_passing(error: Exception) -> bool:
     if isinstance(error, ConnectionClosed):
         return True
     if isinstance(error, Rejected):
-        return error.status >= 500 or error.status in _PASSING
+        return is_passing(error.status)
+    if isinstance(error, ProxyError):
+        return not error.permanent
     if isinstance(error, (InvalidHandshake, _ssl.SSLCertVerificationError)):
         return False
     # HandshakeError is one, and so is what says that a name, a host or a port is not there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections import deque
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .events import Address
     from .pace import Pace
 
-__all__ = ["on_tls", "open_tls", "start_tls"]
+__all__ = ["default_context", "on_tls", "open_tls", "start_tls"]
 
 # The most one record holds (RFC 8446 section 5.1), and so what one call decrypts.
 _RECORD = 16 * 1024
@@ -66,6 +67,14 @@ async def start_tls(
     if outgoing.pending:
         await pipe.send(outgoing.read())
     return on_tls(pipe, tls, incoming, outgoing)
+
+
+@cache
+def default_context() -> ssl.SSLContext:
+    """Return the client's context that verifies certificates and host names."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 async def open_tls(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import ssl as _ssl
     from collections.abc import Sequence
 
+    from ._proxy import ProxyLike
     from ._scope import Opened
     from ._sockets import Sock
     from .handshake import HeadersLike
@@ -35,6 +36,7 @@ def open_websocket(
     *,
     ssl: _ssl.SSLContext | bool | None = None,
     settings: Settings | None = None,
+    proxy: ProxyLike = True,
 ) -> WebsocketScope:
     """Open a connection to a URL, for the length of a block.
 
@@ -50,6 +52,9 @@ def open_websocket(
         ssl: None or True for a context that verifies the server and its host name, or a
             context of your own.
         settings: limits and options.
+        proxy: the URL of an HTTP or SOCKS proxy or a :class:`Proxy`; True for what the
+            environment says (``wss_proxy``, ``https_proxy``, ``no_proxy`` and their like), None
+            to connect directly.
 
     Returns:
         An async context manager that gives the :class:`Websocket`. Awaiting it, as in
@@ -59,12 +64,13 @@ def open_websocket(
         ValueError: the URL, a header field or a subprotocol is not allowed, or `ssl` is given
             with a ``ws`` URL.
         OSError, ssl.SSLError: name resolution, TCP or TLS failed.
+        ProxyError: the proxy did not make the connection.
         Rejected: the server answered with another status than 101.
         InvalidHandshake: the server's answer is not a valid one.
         HandshakeError: the connection was lost.
         HandshakeTimeout: all that took longer than ``open_timeout``.
     """
-    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings())
+    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings(), proxy)
     return WebsocketScope(dialer.connect)
 
 
@@ -75,6 +81,7 @@ async def create_websocket(
     subprotocols: Sequence[str] | None = None,
     *,
     settings: Settings | None = None,
+    proxy: ProxyLike = True,
 ) -> Websocket:
     """Open a connection to a URL; you are responsible for closing it.
 
@@ -83,7 +90,8 @@ async def create_websocket(
 
     Arguments and errors are those of :func:`open_websocket`, in the order of the original.
     """
-    opened = await Dialer(url, headers, subprotocols, ssl, settings or Settings()).connect()
+    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings(), proxy)
+    opened = await dialer.connect()
     return opened.websocket(None)
 
 

@@ -5,6 +5,7 @@
     WebsocketError
     ├── HandshakeError (ConnectionError)
     │   ├── InvalidHandshake
+    │   ├── ProxyError
     │   ├── Rejected
     │   └── HandshakeTimeout (TimeoutError)
     ├── ConnectionClosed
@@ -32,6 +33,7 @@ __all__ = [
     "HandshakeError",
     "HandshakeTimeout",
     "InvalidHandshake",
+    "ProxyError",
     "Rejected",
     "UnexpectedMessage",
     "UnsupportedOperation",
@@ -84,6 +86,34 @@ class Rejected(HandshakeError):
         self.status = status
         self.headers: list[tuple[bytes, bytes]] = list(headers)
         self.body = body
+
+
+class ProxyError(HandshakeError):
+    """The proxy did not connect to the server.
+
+    Attributes:
+        status: of an HTTP proxy's answer, None if there was none.
+        headers: the header fields of that answer.
+        permanent: whether another attempt would come to the same, as far as the proxy says.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        permanent: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers: list[tuple[bytes, bytes]] = list(headers)
+        self.permanent: bool = permanent or (status is not None and not is_passing(status))
+
+
+def is_passing(status: int) -> bool:
+    """Whether an HTTP status speaks of the moment only (RFC 9110, RFC 8470, RFC 6585)."""
+    return status >= 500 or status in (408, 425, 429)
 
 
 class HandshakeTimeout(HandshakeError, TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from asyncwebsockets.codec import IMPLEMENTATION, Codec, PureCodec, make_codec
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
+
+# No test is to go through this machine's proxy.
+for variable in list(os.environ):
+    if variable.lower().endswith("_proxy"):
+        del os.environ[variable]
 
 BACKENDS = [
     pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),

@@ -33,7 +33,7 @@ LAYERS = {
         ["_tls"],
         ["_pipe"],
         ["_sockets"],
-        ["_lane", "_shared"],
+        ["_lane", "_proxy", "_shared"],
         ["channel"],
         ["_front"],
         ["websocket"],
