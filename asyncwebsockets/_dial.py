@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from ._cookies import cookie_header, keep_cookies, make_jar
 from ._proxy import choose_proxy
+from ._redirects import is_redirect, redirect
 from ._scope import Opened
 from ._sockets import make_transport
 from ._tls import default_context, open_tls
 from ._url import parse_url
 from .deflate import PerMessageDeflate
-from .errors import HandshakeError, HandshakeTimeout, Rejected
+from .errors import HandshakeError, HandshakeTimeout, RedirectError, Rejected
 from .handshake import ClientHandshake, HeadersLike, normalize_headers
 from .transport import TransportLost
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Awaitable, Callable, Sequence
+    from http.cookiejar import CookieJar
 
+    from ._cookies import CookiesLike
     from ._proxy import Proxy, ProxyLike
     from ._url import WebsocketURL
     from .events import RawHeaders, Response
@@ -43,7 +48,9 @@ class Dialer:
     subprotocols: Sequence[str] | None
     ssl: _ssl.SSLContext | bool | None
     settings: Settings
-    proxy: ProxyLike = True
+    proxy: ProxyLike
+    cookies: CookiesLike | None
+    uds: str | os.PathLike[str] | None
 
     async def connect(self) -> Opened:
         """Open a connection.
@@ -56,18 +63,49 @@ class Dialer:
             raise ValueError("expected a URL of scheme wss to go with ssl, got ws")
         if self.ssl is False:
             raise ValueError("expected ssl to be None, True or an SSLContext, got False")
-        return await self._attempt(
-            url, normalize_headers(self.headers), opening_deadline(self.settings)
-        )
+        if self.uds is not None and self.proxy not in (None, True):
+            raise ValueError("expected a proxy or a Unix socket, got both")
+        headers = normalize_headers(self.headers)
+        jar = make_jar(self.cookies, url)
+        deadline = opening_deadline(self.settings)
+        followed = 0
+        while True:
+            try:
+                opened = await self._attempt(url, headers, jar, deadline)
+            except Rejected as exc:
+                if jar is not None:
+                    keep_cookies(jar, url, exc.headers)
+                limit = self.settings.max_redirects
+                if limit == 0 or not is_redirect(exc):
+                    raise
+                if followed == limit:
+                    raise RedirectError(
+                        f"it would be one more than max_redirects={limit}",
+                        exc.status,
+                        exc.headers,
+                        exc.body,
+                    ) from None
+                url, headers = redirect(exc, url, headers, same_origin=self.uds is not None)
+                followed += 1
+            else:
+                if jar is not None:
+                    keep_cookies(jar, url, opened.response.headers)
+                return opened
 
-    async def _attempt(self, url: WebsocketURL, headers: RawHeaders, deadline: float) -> Opened:
+    async def _attempt(
+        self, url: WebsocketURL, headers: RawHeaders, jar: CookieJar | None, deadline: float
+    ) -> Opened:
         fields = list(headers)
         if url.authorization is not None and not _has(fields, b"authorization"):
             fields.append((b"Authorization", url.authorization.encode("ascii")))
+        if jar is not None and not _has(fields, b"cookie"):
+            cookies = cookie_header(jar, url)
+            if cookies is not None:
+                fields.append((b"Cookie", cookies))
         handshake = make_handshake(
             url.host_header, url.target, fields, self.subprotocols, self.settings
         )
-        proxy = choose_proxy(self.proxy, url)
+        proxy = None if self.uds is not None else choose_proxy(self.proxy, url)
         opened = await shake_hands(
             lambda: self._dial(url, proxy), handshake, self.settings, deadline
         )
@@ -75,7 +113,9 @@ class Dialer:
         return replace(opened, request=replace(opened.request, secure=url.secure))
 
     async def _dial(self, url: WebsocketURL, proxy: Proxy | None) -> Transport:
-        if proxy is not None:
+        if self.uds is not None:
+            pipe = await make_transport(await anyio.connect_unix(self.uds))
+        elif proxy is not None:
             pipe = await proxy.connect(url.host, url.port)
         else:
             pipe = await make_transport(await anyio.connect_tcp(url.host, url.port))

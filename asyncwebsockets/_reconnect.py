@@ -29,9 +29,11 @@ from .settings import Settings
 from .websocket import Websocket
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
     from types import TracebackType
 
+    from ._cookies import CookiesLike
     from ._proxy import ProxyLike
     from ._supervisor import Supervisor
     from .channel import Channel
@@ -58,6 +60,8 @@ def reconnect(
     ssl: _ssl.SSLContext | bool | None = None,
     settings: Settings | None = None,
     proxy: ProxyLike = True,
+    cookies: CookiesLike | None = None,
+    uds: str | os.PathLike[str] | None = None,
     initial_delay: float = 1,
     max_delay: float = 60,
     decide: Decide | None = None,
@@ -99,6 +103,8 @@ def reconnect(
         ssl: as in :func:`open_websocket`.
         settings: as in :func:`open_websocket`.
         proxy: as in :func:`open_websocket`.
+        cookies: as in :func:`open_websocket`.
+        uds: as in :func:`open_websocket`.
         initial_delay: seconds the first wait may be long.
         max_delay: seconds any wait may be long.
         decide: ``await decide(error, delay)`` is asked each time with what went wrong and what
@@ -121,7 +127,7 @@ def reconnect(
         )
     if isinstance(headers, Iterator):
         headers = list(headers)
-    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings(), proxy)
+    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings(), proxy, cookies, uds)
     return Reconnecting(dialer, initial_delay, max_delay, decide)
 
 

@@ -42,6 +42,16 @@ class WebsocketURL:
         """The Host header field, a default port left out (RFC 9110 section 7.2)."""
         return format_host(self.host, self.port, secure=self.secure)
 
+    @property
+    def origin(self) -> tuple[bool, str, int]:
+        """What two URLs of one server have in common (RFC 6454 section 4)."""
+        return self.secure, self.host, self.port
+
+    @property
+    def http(self) -> str:
+        """The same of scheme ``http`` or ``https``, without userinfo."""
+        return f"{'https' if self.secure else 'http'}://{self.host_header}{self.target}"
+
 
 def format_host(host: str, port: int | None, *, secure: bool) -> str:
     """Return a Host header field, a default port left out and IPv6 literals in brackets."""

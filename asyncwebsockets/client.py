@@ -11,9 +11,11 @@ from ._url import encode_host, format_host
 from .settings import Settings
 
 if TYPE_CHECKING:
+    import os
     import ssl as _ssl
     from collections.abc import Sequence
 
+    from ._cookies import CookiesLike
     from ._proxy import ProxyLike
     from ._scope import Opened
     from ._sockets import Sock
@@ -37,10 +39,15 @@ def open_websocket(
     ssl: _ssl.SSLContext | bool | None = None,
     settings: Settings | None = None,
     proxy: ProxyLike = True,
+    cookies: CookiesLike | None = None,
+    uds: str | os.PathLike[str] | None = None,
 ) -> WebsocketScope:
     """Open a connection to a URL, for the length of a block.
 
     ``async with open_websocket("wss://example.com/chat") as websocket: ...``
+
+    Redirects are followed, as ``settings.max_redirects`` says; header fields with credentials
+    stay behind where one leads to another origin, and none leads from ``wss`` to ``ws``.
 
     Leaving the block closes the connection with 1000, after an exception with 1011. On a
     cancellation Close is sent only if that needs no waiting.
@@ -55,22 +62,28 @@ def open_websocket(
         proxy: the URL of an HTTP or SOCKS proxy or a :class:`Proxy`; True for what the
             environment says (``wss_proxy``, ``https_proxy``, ``no_proxy`` and their like), None
             to connect directly.
+        cookies: an :class:`http.cookiejar.CookieJar`, of which those for the URL are sent, and
+            which takes what the server sets, in a rejection as well; or names and values to
+            send to the URL's host. A Cookie among `headers` is sent in their place.
+        uds: the path of a Unix socket to connect to. The URL then says what is asked for, and
+            with ``wss`` whose certificate is expected. No proxy is used.
 
     Returns:
         An async context manager that gives the :class:`Websocket`. Awaiting it, as in
         ``async with await open_websocket(...)``, gives the manager itself.
 
     Raises:
-        ValueError: the URL, a header field or a subprotocol is not allowed, or `ssl` is given
-            with a ``ws`` URL.
+        ValueError: the URL, a header field, a subprotocol, a cookie or the proxy is not
+            allowed, or `ssl` is given with a ``ws`` URL.
         OSError, ssl.SSLError: name resolution, TCP or TLS failed.
         ProxyError: the proxy did not make the connection.
-        Rejected: the server answered with another status than 101.
+        Rejected: the server answered with another status than 101. If it is a redirect that
+            was not followed, a :exc:`RedirectError`.
         InvalidHandshake: the server's answer is not a valid one.
         HandshakeError: the connection was lost.
         HandshakeTimeout: all that took longer than ``open_timeout``.
     """
-    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings(), proxy)
+    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings(), proxy, cookies, uds)
     return WebsocketScope(dialer.connect)
 
 
@@ -82,6 +95,8 @@ async def create_websocket(
     *,
     settings: Settings | None = None,
     proxy: ProxyLike = True,
+    cookies: CookiesLike | None = None,
+    uds: str | os.PathLike[str] | None = None,
 ) -> Websocket:
     """Open a connection to a URL; you are responsible for closing it.
 
@@ -90,7 +105,7 @@ async def create_websocket(
 
     Arguments and errors are those of :func:`open_websocket`, in the order of the original.
     """
-    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings(), proxy)
+    dialer = Dialer(url, headers, subprotocols, ssl, settings or Settings(), proxy, cookies, uds)
     opened = await dialer.connect()
     return opened.websocket(None)
 

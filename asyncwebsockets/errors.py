@@ -7,6 +7,7 @@
     │   ├── InvalidHandshake
     │   ├── ProxyError
     │   ├── Rejected
+    │   │   └── RedirectError
     │   └── HandshakeTimeout (TimeoutError)
     ├── ConnectionClosed
     │   ├── ConnectionClosedOK (anyio.EndOfStream)
@@ -34,6 +35,7 @@ __all__ = [
     "HandshakeTimeout",
     "InvalidHandshake",
     "ProxyError",
+    "RedirectError",
     "Rejected",
     "UnexpectedMessage",
     "UnsupportedOperation",
@@ -86,6 +88,27 @@ class Rejected(HandshakeError):
         self.status = status
         self.headers: list[tuple[bytes, bytes]] = list(headers)
         self.body = body
+
+
+class RedirectError(Rejected):
+    """The server redirected, and that was not followed.
+
+    Attributes:
+        why: the reason.
+    """
+
+    def __init__(
+        self,
+        why: str,
+        status: int,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: bytes = b"",
+    ) -> None:
+        super().__init__(status, headers, body)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"a redirect with status {self.status} was not followed: {self.why}"
 
 
 class ProxyError(HandshakeError):

@@ -68,6 +68,7 @@ class Settings:
         max_handshake_size: bytes of a handshake's request or response, and of the body of a
             rejection.
         compression: permessage-deflate, off by default.
+        max_redirects: redirects a client follows one after the other; 0 follows none.
         max_connections: connections of a server, those in their handshake included; 503
             beyond it.
         max_handshakes: handshakes of a server at a time; 503 beyond it.
@@ -85,13 +86,14 @@ class Settings:
     max_read_ahead: int | None = 256 * 2**10
     max_handshake_size: int | None = 64 * 2**10
     compression: Deflate | None = None
+    max_redirects: int | None = 10
     max_connections: int | None = None
     max_handshakes: int | None = 1024
     drain_timeout: float | None = 20
 
     def __post_init__(self) -> None:
         # Asked so that NaN, with which nothing would ever be due, is not let pass.
-        for name in ("close_timeout", "drain_timeout", "max_message_size"):
+        for name in ("close_timeout", "drain_timeout", "max_message_size", "max_redirects"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"expected {name} of 0 or more, or None, got {value}")

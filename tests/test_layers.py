@@ -24,7 +24,7 @@ LAYERS = {
         ["_native", "_nativeloop"],
         ["_implementation"],
         ["_bell", "_grammar", "_loop", "_supervisor", "_url"],
-        ["pace"],
+        ["_cookies", "_redirects", "pace"],
         ["deflate"],
         ["codec"],
         ["handshake"],
