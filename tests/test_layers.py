@@ -40,6 +40,7 @@ LAYERS = {
         ["_broadcast", "_scope"],
         ["_dial", "server"],
         ["_reconnect", "client"],
+        ["sync"],
         ["__init__"],
     ],
     asgi_bridge: [
