@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Dialer", "make_handshake", "opening_deadline", "shake_hands"]
 
 
-@dataclass(frozen=True)
+# Without a repr: the URL, the header fields and the cookies may have secrets.
+@dataclass(frozen=True, repr=False)
 class Dialer:
     """Opens a connection to a URL, as often as it is asked to.
 

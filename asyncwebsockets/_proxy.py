@@ -43,6 +43,9 @@ _PORTS = {
 # Whose proxy is taken, by preference (RFC 6455 section 4.1, item 3).
 _SETTINGS = {False: ("ws", "socks", "https", "http", "all"), True: ("wss", "socks", "https", "all")}
 
+# Its own fields, and those that would put a body where none belongs.
+_OF_CONNECT = (b"host", b"content-length", b"transfer-encoding")
+
 # SOCKS replies that another attempt would get again: not allowed by the rules, no such command
 # or kind of address (RFC 1928 section 6); and SOCKS4's two about the user.
 _PERMANENT_REPLIES = {"socks5": (2, 7, 8), "socks4": (0x5C, 0x5D)}
@@ -104,6 +107,9 @@ class Proxy:
             raise ValueError("expected a proxy's URL of scheme https to go with ssl")
         if self._headers and self._socks:
             raise ValueError("expected a proxy's URL of scheme http or https to go with headers")
+        for name, _ in self._headers:
+            if name.lower() in _OF_CONNECT:
+                raise ValueError(f"the header field {name.decode()} belongs to CONNECT")
         if self._socks:
             self._check_socks_user()
 

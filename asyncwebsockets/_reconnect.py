@@ -157,6 +157,8 @@ class Reconnecting:
         return self
 
     async def __anext__(self) -> Websocket:
+        if self._background is not None and self._supervisor is None:
+            raise anyio.ClosedResourceError
         if self._websocket is not None:
             end = await self._close(self._websocket)
             if not await self._wait(end):
@@ -219,6 +221,7 @@ class Reconnecting:
     ) -> None:
         assert self._background is not None
         websocket, self._websocket = self._websocket, None
+        self._supervisor = None
         try:
             if websocket is not None:
                 await websocket.__aexit__(exc_type, exc, traceback)

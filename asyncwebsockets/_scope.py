@@ -65,6 +65,8 @@ class Opened:
 class Background:
     """A supervisor at work, in a task group that no exception of the user's passes through."""
 
+    __slots__ = ("_task_group",)
+
     def __init__(self) -> None:
         self._task_group = anyio.create_task_group()
 

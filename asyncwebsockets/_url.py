@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import idna
@@ -35,7 +35,7 @@ class WebsocketURL:
     host: str
     port: int
     target: str
-    authorization: str | None
+    authorization: str | None = field(repr=False)
 
     @property
     def host_header(self) -> str:

@@ -24,6 +24,7 @@ from asyncwebsockets import (
     open_websocket_client,
     serve,
 )
+from asyncwebsockets._dial import Dialer
 from asyncwebsockets._url import format_host, parse_url
 
 from .conftest import memory_pair
@@ -146,6 +147,15 @@ BAD_URLS = [
 async def test_a_bad_url_is_a_value_error(url: str, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         await create_websocket(url)
+
+
+def test_nothing_shows_the_secrets_of_a_url(anyio_backend: object) -> None:
+    url = "wss://user:p4ssw0rd@host/"
+    authorization = parse_url(url).authorization
+    assert authorization is not None
+    assert authorization not in repr(parse_url(url))
+    dialer = Dialer(url, {"X": "p4ssw0rd"}, None, None, Settings(), None, {"a": "p4ssw0rd"}, None)
+    assert "p4ssw0rd" not in repr(dialer.connect)
 
 
 async def test_ssl_goes_with_wss_only(client_tls: ssl.SSLContext) -> None:

@@ -418,6 +418,9 @@ async def test_other_bad_arguments(client_tls: ssl.SSLContext) -> None:
         Proxy("socks5://h", headers={"a": "b"})
     with pytest.raises(ValueError):
         Proxy("http://h", headers={"a": "b\r\nc: d"})
+    for name in ("Host", "content-length", "Transfer-Encoding"):
+        with pytest.raises(ValueError, match="belongs to CONNECT"):
+            Proxy("http://h", headers={name: "1"})
     with pytest.raises(TypeError, match="expected a proxy's URL"):
         await create_websocket("ws://h/", proxy=False)  # type: ignore[arg-type]
 

@@ -497,6 +497,8 @@ class TestScope(OnMockClock):
         async with reconnect(URL) as connections:
             with pytest.raises(RuntimeError, match="entered before"):
                 await connections.__aenter__()
+        with pytest.raises(anyio.ClosedResourceError):
+            await anext(connections)
 
     async def test_each_time_out_of_an_attempt_is_its_own(self, network: Network) -> None:
         network.outcomes = [silent, silent, open_for(1)]
