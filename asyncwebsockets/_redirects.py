@@ -60,6 +60,8 @@ def redirect(
         if scheme is None:
             raise refuse(f"expected a Location of http, https, ws or wss, got {parts.scheme!r}")
         following = parse_url(parts._replace(scheme=scheme, fragment="").geturl())
+        # As name resolution will; an empty label is an error there.
+        following.host.encode("idna")
     except ValueError as exc:
         raise refuse(f"the Location is no URL: {exc}") from None
     if following.authorization is not None:

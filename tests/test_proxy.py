@@ -15,6 +15,8 @@ import anyio
 import pytest
 from anyio.abc import SocketAttribute
 from anyio.streams.tls import TLSListener
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_proxy import HttpProxyHandler, Socks4ProxyHandler, Socks5ProxyHandler
 
 from asyncwebsockets import (
@@ -409,6 +411,37 @@ async def test_a_bad_proxy_is_a_value_error_without_the_secret(
         with pytest.raises(ValueError, match=f"environment's ws_proxy: .*{match}") as caught:
             await create_websocket("ws://h/")
         assert SECRET not in str(caught.value)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "http://",
+                "https://",
+                "socks5://",
+                "socks4a://",
+                "u",
+                ":",
+                "p",
+                "@",
+                "h",
+                "[::1]",
+                "[",
+            ]
+            + ["]", "/", "?", "#", "%", "%00", "%ff", "\u00fc", "\u2028", " ", "99999", "x:1", "\0"]
+        ),
+        max_size=8,
+    ).map("".join)
+    | st.text()
+)
+def test_any_text_is_a_proxy_or_a_value_error(url: str) -> None:
+    try:
+        proxy = Proxy(url)
+    except ValueError:
+        return
+    assert proxy.host.isascii()
+    assert 0 <= proxy.port <= 65535
 
 
 async def test_other_bad_arguments(client_tls: ssl.SSLContext) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from asyncwebsockets import (
@@ -32,6 +34,7 @@ from asyncwebsockets import (
     reconnect,
     serve,
 )
+from asyncwebsockets._reconnect import _retry_after
 from asyncwebsockets.events import AcceptConnection
 from asyncwebsockets.handshake import ServerHandshake
 
@@ -259,6 +262,19 @@ class TestWaits(OnMockClock):
             await anext(connections)
         # The date has whole seconds, and a slow machine has used some.
         assert 30 < network.waits[0] <= 101
+
+
+@given(
+    st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]))
+    | st.lists(
+        st.sampled_from(["Fri,", "31", "Dec", "1999", "99999", "23:59:59", "GMT", "-0000", "+9999"])
+        | st.sampled_from(["0", "-1", "1e5", "nan", "inf", "\xb2", "Feb", ":", "25:61:61"]),
+        max_size=7,
+    ).map(" ".join)
+)
+def test_any_retry_after_is_a_bounded_wait(value: str) -> None:
+    rejected = Rejected(503, [(b"retry-after", value.encode("latin-1"))])
+    assert 0 <= _retry_after(rejected) <= 3600
 
 
 class TestErrors(OnMockClock):

@@ -20,7 +20,7 @@ import pytest
 import websockets.asyncio.server
 from aiohttp import WSMsgType, web
 from anyio.streams.tls import TLSStream
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncwebsockets import (
@@ -37,6 +37,7 @@ from asyncwebsockets import (
     serve,
 )
 from asyncwebsockets._cookies import cookie_header, keep_cookies, make_jar
+from asyncwebsockets._dial import make_handshake
 from asyncwebsockets._redirects import redirect
 from asyncwebsockets._url import parse_url
 from asyncwebsockets.events import AcceptConnection
@@ -188,6 +189,7 @@ def test_what_an_origin_is(url: str, location: str, same: bool, anyio_backend: o
         ("mailto:a@b", "'mailto'"),
         ("https://", "no URL"),
         ("http://[::1/", "no URL"),
+        ("http://h..example/", "no URL"),
         ("http://h:99999/", "no URL"),
         ("//user:pw@localhost/", "userinfo"),
         ("ws://user@localhost/", "userinfo"),
@@ -200,6 +202,54 @@ async def test_a_location_that_leads_nowhere(location: str, match: str) -> None:
             await anext(reconnect(there.url()))
         assert caught.value.headers[0] == (b"Location", location.encode())
         assert len(there.requests) == 1
+
+
+PIECES = st.sampled_from(
+    ["http:", "https:", "ws:", "wss:", "//", "/", "h", "h.example", ":443", ":80", ":", "@"]
+    + [
+        "u:p@",
+        ".",
+        "?q",
+        "#f",
+        "..",
+        "[::1]",
+        "[",
+        "]",
+        "%",
+        "%00",
+        "\\",
+        " ",
+        "\t",
+        "\x80",
+        "\xff",
+        ";",
+        "file:",
+    ]
+)
+
+
+@given(
+    location=st.lists(PIECES, max_size=8).map("".join) | st.text(st.characters(codec="latin-1")),
+    start=st.sampled_from(["ws://u:p@h.example/a/b?c", "wss://u:p@h.example/", "ws://[::1]:81/"]),
+)
+@example(location="//h\x80", start="ws://h.example/")
+def test_any_location_leads_to_a_url_or_is_refused(location: str, start: str) -> None:
+    url = parse_url(start)
+    headers = [(b"Cookie", b"a=b"), (b"X", b"y")]
+    try:
+        following, kept = redirect(
+            Rejected(302, [(b"Location", location.encode("latin-1"))]), url, headers
+        )
+    except RedirectError:
+        return
+    assert following.secure or not url.secure
+    if following.origin == url.origin:
+        assert (following.authorization, kept) == (url.authorization, headers)
+    else:
+        assert (following.authorization, kept) == (None, headers[1:])
+    # What comes out of it can be looked up and asked for.
+    following.host.encode("idna")
+    make_handshake(following.host_header, following.target, kept, None, Settings())
 
 
 async def test_two_locations_and_none() -> None:
