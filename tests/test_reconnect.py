@@ -8,6 +8,7 @@ import ssl
 import time
 from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -555,12 +556,12 @@ class Server:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[Server]:
+async def serving(context: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     noted = Server()
     async with anyio.create_task_group() as tg:
 
         async def run(task_status: Any) -> None:
-            await serve(noted.note, "127.0.0.1", 0, task_status=task_status)
+            await serve(noted.note, "127.0.0.1", 0, ssl=context, task_status=task_status)
 
         server = await tg.start(run)
         noted.port = server.port
@@ -595,22 +596,26 @@ async def test_the_loop_over_sockets(scoped: bool) -> None:
         assert server.codes == [1012, 1006, 1012, 1006, 1000 if scoped else 1006]
 
 
-async def test_a_plain_loop_that_is_left_leaves_no_connection() -> None:
-    async with serving() as server:
-        url = f"ws://127.0.0.1:{server.port}/"
+@pytest.mark.parametrize("secure", [False, True], ids=["ws", "wss"])
+async def test_a_plain_loop_that_is_left_leaves_no_connection(
+    secure: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    async with serving(server_tls if secure else None) as server:
+        url = f"{'wss' if secure else 'ws'}://127.0.0.1:{server.port}/"
+        connect = partial(reconnect, url, ssl=client_tls if secure else None)
         kept = []
         with anyio.move_on_after(60):
-            async for ws in reconnect(url):
+            async for ws in connect():
                 kept.append(ws)
                 break
         defect = KeyError("of the body's own")
         with pytest.raises(KeyError) as caught:
-            async for ws in reconnect(url):
+            async for ws in connect():
                 kept.append(ws)
                 raise defect
         assert caught.value is defect
         with anyio.CancelScope() as scope:
-            async for ws in reconnect(url):
+            async for ws in connect():
                 kept.append(ws)
                 scope.cancel()
                 await anyio.sleep_forever()
