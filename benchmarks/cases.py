@@ -207,8 +207,8 @@ CASES = [
         [*_PLAIN, Entry("nothing:none")],
         "broadcast",
         connections=1000,
-        note="A message is a delivery; the latency is to the last of the 1,000. websockets and"
-        " picows.websockets use their `broadcast`, the others send in a loop.",
+        note="A message is a delivery; the latency is to the last of the 1,000. Ours,"
+        " websockets and picows.websockets use their `broadcast`, the others send in a loop.",
     ),
     Case("asgi-100x1", "ASGI: 100 connections, 128 B", _ASGI, connections=100),
     Case(

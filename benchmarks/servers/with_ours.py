@@ -11,6 +11,7 @@ from asyncwebsockets import (
     Deflate,
     Settings,
     Websocket,
+    broadcast,
     open_websocket_server,
     serve,
 )
@@ -41,8 +42,7 @@ async def hub(websocket: Websocket) -> None:
     people.add(websocket)
     async for event in websocket:
         if isinstance(event, Message):
-            for member in people:
-                await member.send(event.data)
+            await broadcast(people, event.data)
 
 
 async def main(chosen: Options) -> None:
