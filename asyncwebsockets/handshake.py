@@ -206,6 +206,7 @@ class ServerHandshake:
         self._received = 0
         self._key = b""
         self._request: Request | None = None
+        self._bodyless = False
         #: Whether the request asks for a WebSocket; if not, it is plain HTTP.
         self.upgrade: bool = False
 
@@ -285,6 +286,8 @@ class ServerHandshake:
         fields: _Fields,
     ) -> Request:
         method = raw_method.decode("ascii")
+        # Known before anything is refused, for the answer depends on it.
+        self._bodyless = method == "HEAD"
         subprotocols = _items(fields, b"sec-websocket-protocol")
         extensions = _items(fields, b"sec-websocket-extensions")
         self.upgrade = _has_token(fields, b"upgrade", b"websocket")
@@ -467,11 +470,10 @@ class ServerHandshake:
         connection = self._http()
         if connection.our_state is not h11.SEND_BODY:
             return b""
-        bodyless = self._request is not None and self._request.method == "HEAD"
         try:
             if data is None:
                 return connection.send(h11.EndOfMessage()) or b""
-            return b"" if bodyless else connection.send(h11.Data(data=data)) or b""
+            return b"" if self._bodyless else connection.send(h11.Data(data=data)) or b""
         except h11.LocalProtocolError as exc:
             raise ValueError(f"the response's body cannot be sent: {exc}") from None
 

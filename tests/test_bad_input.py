@@ -376,6 +376,8 @@ BAD_REQUESTS: list[Any] = [
     pytest.param(request({"Upgrade": None}, method="POST"), 405, id="plain POST"),
     pytest.param(request({"Upgrade": None}), 426, id="plain HTTP"),
     pytest.param(request({"Upgrade": None}, method="HEAD"), 405, id="plain HEAD"),
+    pytest.param(request({}, method="HEAD"), 405, id="HEAD"),
+    pytest.param(request({"Upgrade": None, "Content-Length": "5"}, "HEAD"), 400, id="HEAD's body"),
     pytest.param(request({"X": "y" * 70_000}), 431, id="oversized"),
     pytest.param(b"GET / HTTP/1.1\r\nX: " + b"y" * 70_000, 431, id="oversized and unfinished"),
     pytest.param(request({}).replace(b"HTTP/1.1", b"HTTP/1.0"), 400, id="HTTP/1.0"),
