@@ -280,13 +280,22 @@ class Inflater:
         self._last = False
         #: Whether there is more to be read of what was fed.
         self.pending: bool = False
+        # Whether a block marked as the final one was the last of the message so far, but for what
+        # has come behind it: that begins another if it is more than a byte, and with a byte it is
+        # only what completes an empty block (RFC 7692 section 7.2.3.4).
         self._over = False
+        self._behind = b""
 
     def feed(self, data: bytes, last: bool) -> None:
         """Take compressed bytes; `last` says that they end the message."""
-        # After a final block, what completes an empty one may still come in a frame of its own.
-        self.pending = not (self._over and last and len(data) <= 1)
-        self._over = self._over and not last
+        if self._over:
+            data = self._behind + data
+            self._over = len(data) <= 1
+            if self._over:
+                self._end(data, last)
+                return
+            self._behind = b""
+        self.pending = True
         self._input = data + _TAIL if last else data
         self._last = last
 
@@ -302,18 +311,23 @@ class Inflater:
         data = inflate.decompress(self._input, size)
         self._input = inflate.unconsumed_tail
         if inflate.eof:
-            # A block marked as the final one ends the stream, not always the message
-            # (RFC 7692 section 7.2.3.4); what follows starts anew.
+            # The stream has ended, not always the message; what follows starts anew.
             self._inflate = None
             rest = inflate.unused_data
-            if self._last and len(rest) <= len(_TAIL) + 1:
-                rest = b""
-            self._input = rest
-            self.pending = bool(rest)
-            self._over = not self._last
+            if len(rest) <= (len(_TAIL) + 1 if self._last else 1):
+                self._end(rest, self._last)
+            else:
+                self._input = rest
         else:
             # A full slice may leave output inside zlib though all input was taken.
             self.pending = bool(self._input) or len(data) == size
         if self._last and not self.pending and not self._keep_context:
             self._inflate = None
         return data
+
+    def _end(self, behind: bytes, last: bool) -> None:
+        """Note that the message is over, unless more comes that `last` has not ruled out."""
+        self._over = not last
+        self._behind = b"" if last else behind
+        self._input = b""
+        self.pending = False

@@ -319,14 +319,42 @@ def test_a_final_block_does_not_end_the_extension(made: Any, behind: bytes) -> N
 
 
 @pytest.mark.parametrize("made", CODECS)
-@pytest.mark.parametrize("last", [b"", b"\x00"])
-def test_a_final_block_may_be_followed_by_an_empty_frame(made: Any, last: bytes) -> None:
+@pytest.mark.parametrize(("behind", "last"), [(b"", b""), (b"", b"\x00"), (b"\x00", b"")])
+def test_a_final_block_may_be_followed_by_an_empty_frame(
+    made: Any, behind: bytes, last: bytes
+) -> None:
     _, codec = make_pair(made, Deflate())
-    first = frame(1, raw_deflate(b"Hello", zlib.Z_FINISH), rsv=4, fin=False, masked=True)
+    payload = raw_deflate(b"Hello", zlib.Z_FINISH) + behind
+    first = frame(1, payload, rsv=4, fin=False, masked=True)
     for _ in range(2):
         assert join(read(codec, first + frame(0, last, masked=True))) == [TextMessage("Hello")]
     data = frame(1, raw_deflate(b"World")[:-4], rsv=4, masked=True)
     assert join(read(codec, data)) == [TextMessage("World")]
+
+
+@pytest.mark.parametrize("made", CODECS)
+@pytest.mark.parametrize(
+    ("behind", "text"),
+    [
+        (b"", "Hello"),
+        (b"\x00", "Hello"),
+        (raw_deflate(b", World")[:-4], "Hello, World"),
+        (raw_deflate(b"!", zlib.Z_FINISH) + b"\x00", "Hello!"),
+    ],
+)
+def test_a_final_block_means_the_same_wherever_its_message_is_cut(
+    made: Any, behind: bytes, text: str
+) -> None:
+    payload = raw_deflate(b"Hello", zlib.Z_FINISH) + behind
+    data = frame(1, payload, rsv=4, masked=True)
+    data += frame(1, raw_deflate(b"next")[:-4], rsv=4, masked=True)
+    for first in range(len(data)):
+        for second in range(first, min(first + 4, len(data))):
+            _, codec = make_pair(made, Deflate())
+            assert join(read(codec, data, [first, second])) == [
+                TextMessage(text),
+                TextMessage("next"),
+            ]
 
 
 @pytest.mark.parametrize("made", CODECS)
