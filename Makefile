@@ -5,12 +5,16 @@ VENV := .venv
 AUTOBAHN_ENV := .autobahn
 NODE_PEER := tests/peers/node
 SANITIZED := build/sanitized
+FUZZED := build/fuzz
+FUZZERS := native codec request response offer
+FUZZ_SECONDS ?= 600
+CLANG ?= clang
 BIN := $(VENV)/bin
 NATIVE := asyncwebsockets/_native asyncwebsockets/_nativeloop
 PACKAGES := $(wildcard asyncwebsockets asgi_bridge)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test pure lint format types sanitize bench conformance conformance-all clean
+.PHONY: help venv demo test pure lint format types sanitize fuzz bench conformance conformance-all clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +39,11 @@ $(VENV)/.bench: $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
+# For CPython on Linux and macOS only.
+$(VENV)/.fuzz: $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet --group fuzz
+	@touch $@
+
 venv: $(VENV)/.tools $(VENV)/.bench ## create .venv with everything for development
 
 demo: $(VENV)/.demo ## serve a page to try the library with (DEMO_SECONDS=5: that long)
@@ -54,24 +63,46 @@ pure: $(VENV)/.tools ## run the connections' tests without anything in C
 	ASYNCWEBSOCKETS_CODEC=pure $(BIN)/pytest -q -n auto --dist worksteal \
 		tests/test_connection.py tests/test_cancellation.py tests/test_serve.py tests/test_tls.py
 
-# A copy, so that what is installed stays as it is.
-sanitize: $(VENV)/.tools ## run the tests of what is in C under AddressSanitizer and UndefinedBehaviorSanitizer
-	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
-	cp -r pyproject.toml $(PACKAGES) tests $(SANITIZED)
-	find $(SANITIZED) -name '*.so' -delete
+# A copy in $(1), so that what is installed stays as it is, with what is in C built by $(2).
+define sanitized
+	rm -rf $(1) && mkdir -p $(1)
+	cp -r pyproject.toml $(PACKAGES) tests $(1)
+	find $(1) -name '*.so' -delete
 	for native in $(NATIVE); do \
-		$(CC) -std=c11 -Wall -Wextra -Werror -g -O1 -fPIC -shared -fno-omit-frame-pointer \
-			-fsanitize=address,undefined -fno-sanitize-recover=all \
-			$$($(BIN)/python -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))') \
-			-o $(SANITIZED)/$$native$$($(BIN)/python -c \
-				'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))') \
-			$$native.c || exit; \
+		$(2) -std=c11 -Wall -Wextra -Werror -g -O1 -fPIC -shared -fno-omit-frame-pointer \
+			-fsanitize=address,undefined -fno-sanitize-recover=all $(INCLUDE) \
+			-o $(1)/$$native$$($(call sysconfig,EXT_SUFFIX)) $$native.c || exit; \
 	done
+endef
+sysconfig = $(BIN)/python -c 'import sysconfig; print(sysconfig.get_config_var("$(1)"))'
+INCLUDE = $$($(BIN)/python -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))')
+
+sanitize: $(VENV)/.tools ## run the tests of what is in C under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call sanitized,$(SANITIZED),$(CC))
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0 ASYNCWEBSOCKETS_CODEC=native PYTHONPATH=. \
 		$(CURDIR)/$(BIN)/pytest -q -n auto --timeout 300 tests/test_native.py tests/test_nativeloop.py \
 		tests/test_codec.py tests/test_connection.py tests/test_cancellation.py \
 		-k "not trio and not uvloop and not stream and not unix and not pure"
+
+# What they find is in build/corpora, beside what is committed; what fails, in build/fuzz.
+FUZZ_OPTIONS = -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -rss_limit_mb=2048 -print_final_stats=1 \
+	-artifact_prefix=$(CURDIR)/$(FUZZED)/
+fuzz: $(FUZZERS:%=fuzz-%) ## fuzz codecs and handshakes, each target for FUZZ_SECONDS=600
+
+$(filter-out fuzz-native,$(FUZZERS:%=fuzz-%)): fuzz-%: $(VENV)/.fuzz
+	mkdir -p $(FUZZED) build/corpora/$*
+	$(BIN)/python -m tests.fuzz.guided $* $(FUZZ_OPTIONS) build/corpora/$* tests/fuzz/corpora/$*
+
+fuzz-native: $(VENV)/.fuzz
+	mkdir -p build/corpora/native
+	$(call sanitized,$(FUZZED),$(CLANG) -fsanitize=fuzzer-no-link)
+	$(CLANG) -std=c11 -Wall -Wextra -Werror -g -O1 -fsanitize=fuzzer,address,undefined \
+		-fno-sanitize-recover=all $(INCLUDE) -o $(FUZZED)/native tests/fuzz/native.c -rdynamic \
+		-L$$($(call sysconfig,LIBDIR)) -Wl,-rpath,$$($(call sysconfig,LIBDIR)) \
+		-lpython$$($(call sysconfig,LDVERSION)) $$($(call sysconfig,LIBS))
+	PYTHON=$(CURDIR)/$(BIN)/python PYTHONPATH=$(FUZZED) ASAN_OPTIONS=detect_leaks=0 \
+		$(FUZZED)/native $(FUZZ_OPTIONS) build/corpora/native tests/fuzz/corpora/codec
 
 lint: $(VENV)/.tools ## check style and formatting
 	$(BIN)/ruff check
