@@ -16,6 +16,7 @@ from anyio.abc import ByteStream, ObjectStream, SocketAttribute, SocketStream, U
 from anyio.streams.tls import TLSStream
 
 from ._bell import Bell
+from ._hangup import hangups_of
 from ._loop import make_waiter, running_asyncio, trio_waits
 from ._pipe import MAX_JOINED, READ_SIZE, Pipe
 from ._tls import on_tls
@@ -281,6 +282,8 @@ class AsyncioSocket(SocketTransport, PushTransport):
         "_arrived",
         "_eof",
         "_flush_handle",
+        "_hangups",
+        "_hung_up",
         "_loop",
         "_reading",
         "_room",
@@ -290,6 +293,8 @@ class AsyncioSocket(SocketTransport, PushTransport):
         super().__init__(sock, early)
         self._joins = True
         self._loop = asyncio.get_running_loop()
+        self._hangups = hangups_of(self._loop)
+        self._hung_up = False
         self._reading = False
         self._eof = False
         # Resumes the task in `receive`, and those in `drain`.
@@ -368,6 +373,22 @@ class AsyncioSocket(SocketTransport, PushTransport):
             sink.reading_failed(TransportLost(self._failure))
         elif self._eof:
             sink.data_received(b"")
+        elif self._hangups is not None and not self._closed:
+            self._hangups.add(self._sock.fileno(), self._on_hangup)
+
+    def _on_hangup(self) -> None:
+        """Read to the end on a loop that tells of a broken socket only once."""
+        self._hung_up = True
+        self._watch_anew()
+
+    def _read_on(self) -> None:
+        self.on_readable()
+        self._watch_anew()
+
+    def _watch_anew(self) -> None:
+        if self._reading:
+            self.pause()
+            self.resume()
 
     def pause(self) -> None:
         """Read nothing more for now."""
@@ -379,7 +400,8 @@ class AsyncioSocket(SocketTransport, PushTransport):
         """Read on."""
         if not (self._reading or self._eof or self._failure is not None):
             self._reading = True
-            self._loop.add_reader(self._sock, self.on_readable)
+            function = self._read_on if self._hung_up else self.on_readable
+            self._loop.add_reader(self._sock, function)
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call a function with the loop's next turn."""
@@ -419,6 +441,8 @@ class AsyncioSocket(SocketTransport, PushTransport):
 
     def _let_go(self) -> None:
         self.pause()
+        if self._hangups is not None:
+            self._hangups.remove(self._sock.fileno())
         self._sink = None
         if self._arrived is not None:
             self._arrived.wake()

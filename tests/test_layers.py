@@ -23,7 +23,7 @@ LAYERS = {
         ["settings"],
         ["_native", "_nativeloop"],
         ["_implementation"],
-        ["_bell", "_grammar", "_loop", "_supervisor", "_url"],
+        ["_bell", "_grammar", "_hangup", "_loop", "_supervisor", "_url"],
         ["_cookies", "_redirects", "pace"],
         ["deflate"],
         ["codec"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import struct
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -868,6 +869,20 @@ async def test_a_client_that_connects_and_leaves_is_nothing(
                 with pytest.raises(anyio.EndOfStream):
                     await stream.receive()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_a_reset_right_behind_bytes_is_seen(size: int) -> None:
+    async with serving(settings=Settings(ping_interval=None)) as (server, _):
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.sendall(REQUEST)
+            await until(lambda: bool(server.connections))
+            await anyio.wait_all_tasks_blocked()
+            # Before the loop looks at either of them.
+            sock.sendall(frame(2, bytes(size), masked=True)[:-1])
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with anyio.fail_after(5):
+            await until(lambda: not server.connections)
 
 
 @pytest.mark.parametrize("where", ["handler", "filter", "on_http"])
