@@ -9,12 +9,13 @@ FUZZED := build/fuzz
 FUZZERS := native codec request response offer
 FUZZ_SECONDS ?= 600
 CLANG ?= clang
+LOAD_BACKEND ?= uvloop
 BIN := $(VENV)/bin
 NATIVE := asyncwebsockets/_native asyncwebsockets/_nativeloop
 PACKAGES := $(wildcard asyncwebsockets asgi_bridge)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test pure lint format types sanitize fuzz bench conformance conformance-all clean
+.PHONY: help venv demo test pure lint format types sanitize fuzz load soak bench conformance conformance-all clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -120,6 +121,14 @@ types: $(VENV)/.tools $(VENV)/.bench ## check types, and that users get them
 			$(BIN)/pyright --pythonpath "$(CURDIR)/$(BIN)/python" \
 			--verifytypes $$package --ignoreexternal || exit; \
 	done
+
+load: $(VENV)/.tools ## 8000 connections, a full server, and a drain, on LOAD_BACKEND=uvloop
+	for scenario in load overload drain; do \
+		$(BIN)/python -m tests.load --backend $(LOAD_BACKEND) $$scenario || exit; \
+	done
+
+soak: $(VENV)/.tools ## 20 minutes of connections that come and go, on LOAD_BACKEND=uvloop
+	$(BIN)/python -m tests.load --backend $(LOAD_BACKEND) soak
 
 bench: $(VENV)/.bench ## race the library with its peers, write docs/benchmarks.md (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -1,0 +1,50 @@
+"""Load tests: ``python -m tests.load {load,soak,overload,drain} --help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import scenarios
+from .measure import raise_descriptor_limit, run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.load", description=__doc__)
+    parser.add_argument("--backend", choices=["asyncio", "uvloop", "trio"], default="uvloop")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, connections, seconds in (
+        ("load", 8000, 60),
+        ("overload", 1000, 15),
+        ("drain", 1000, 5),
+    ):
+        command = commands.add_parser(name, help=getattr(scenarios, name).__doc__)
+        command.add_argument("--connections", type=int, default=connections)
+        command.add_argument("--seconds", type=int, default=seconds)
+    command = commands.add_parser("soak", help=scenarios.soak.__doc__)
+    command.add_argument("--workers", type=int, default=50)
+    command.add_argument("--rounds", type=int, default=40)
+    command.add_argument("--seconds", type=int, default=30, help="of each round")
+    parser.add_argument("--mark", help="nothing, but it is seen in a list of processes")
+    given = parser.parse_args()
+    raise_descriptor_limit()
+    try:
+        match given.command:
+            case "load":
+                run(scenarios.load, given.backend, given.backend, given.connections, given.seconds)
+            case "overload":
+                arguments = (given.backend, given.connections, given.seconds, 10)
+                run(scenarios.overload, given.backend, *arguments)
+            case "drain":
+                run(scenarios.drain, given.backend, given.backend, given.connections, given.seconds)
+            case "soak":
+                arguments = (given.backend, given.workers, given.rounds, given.seconds)
+                run(scenarios.soak, given.backend, *arguments)
+    except scenarios.LoadFailure as exc:
+        print(f"failed: {exc}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
