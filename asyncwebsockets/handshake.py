@@ -69,6 +69,9 @@ _PLAIN_REQUEST = re.compile(
     rb"GET ([!-~]+) HTTP/1\.1\r\n((?:[-!#$%&'*+.^_`|~0-9A-Za-z]+:[\t -~\x80-\xff]*\r\n)*)\r\n"
 )
 
+# Header fields, and items of a list in them. Each is kept, as an object of many times its bytes.
+_MAX_ITEMS = 256
+
 # What every client sends need not be kept for each.
 _COMMON = {
     field: field
@@ -267,7 +270,7 @@ class ServerHandshake:
         if match is None or (self._max_size is not None and match.end() > self._max_size):
             return None
         headers = []
-        for line in match[2].split(b"\r\n")[:-1]:
+        for line in match[2].split(b"\r\n", _MAX_ITEMS + 1)[:-1]:
             name, _, value = line.partition(b":")
             field = (name, value.strip(b" \t"))
             headers.append(_COMMON.get(field, field))
@@ -290,6 +293,10 @@ class ServerHandshake:
         self._bodyless = method == "HEAD"
         subprotocols = _items(fields, b"sec-websocket-protocol")
         extensions = _items(fields, b"sec-websocket-extensions")
+        if max(len(headers), len(subprotocols), len(extensions)) > _MAX_ITEMS:
+            raise InvalidHandshake(
+                f"more than {_MAX_ITEMS} header fields, subprotocols or extensions", 431
+            )
         self.upgrade = _has_token(fields, b"upgrade", b"websocket")
         if self.upgrade:
             if method != "GET":
@@ -628,6 +635,8 @@ class ClientHandshake:
                 if isinstance(event, (h11.InformationalResponse, h11.Response)):
                     self._check_size()
                     headers = [(bytes(n), bytes(v)) for n, v in event.headers.raw_items()]
+                    if len(headers) > _MAX_ITEMS:
+                        raise InvalidHandshake(f"more than {_MAX_ITEMS} header fields")
                     self._response = Response(event.status_code, headers)
                     if event.status_code == 101:
                         if event.http_version < b"1.1":

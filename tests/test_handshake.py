@@ -272,6 +272,29 @@ def test_the_size_of_a_request_is_limited_in_one_piece_too() -> None:
     assert ServerHandshake(max_size=len(REQUEST)).receive_data(REQUEST + b"behind") is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "items"),
+    [
+        # Five fields are there already.
+        (None, 251),
+        ("Sec-WebSocket-Extensions", 256),
+        ("Sec-WebSocket-Protocol", 256),
+    ],
+)
+def test_more_items_than_anybody_needs_are_431(name: str | None, items: int) -> None:
+    def fed(count: int, cuts: Sequence[int]) -> Any:
+        texts = [f"a{number}" for number in range(count)]
+        extra = f"{name}: {','.join(texts)}\r\n" if name else "a: b\r\n" * count
+        return feed(ServerHandshake(max_size=None), REQUEST[:-2] + extra.encode() + b"\r\n", cuts)
+
+    for cuts in ([], [100]):
+        request, _ = fed(items, cuts)
+        assert isinstance(request, Request)
+        with pytest.raises(InvalidHandshake) as caught:
+            fed(items + 1, cuts)
+        assert caught.value.status == 431
+
+
 def test_a_body_that_is_not_as_long_as_it_says() -> None:
     handshake = ServerHandshake(max_size=None)
     handshake.receive_data(REQUEST)
