@@ -300,6 +300,58 @@ async def test_a_slow_request_times_out_with_408(sent: bytes) -> None:
     assert trio.current_time() - start == pytest.approx(7)
 
 
+async def test_a_request_that_comes_byte_by_byte_has_no_more_time() -> None:
+    near, far = memory_pair()
+    start = trio.current_time()
+    async with anyio.create_task_group() as tg:
+
+        async def drip() -> None:
+            for byte in REQUEST:
+                await near.send(bytes([byte]))
+                await trio.sleep(0.9)
+
+        async def read() -> None:
+            assert (await near.receive()).startswith(b"HTTP/1.1 408 ")
+            await near.aclose()
+            tg.cancel_scope.cancel()
+
+        tg.start_soon(drip)
+        tg.start_soon(read)
+        with pytest.raises(HandshakeTimeout):
+            await create_websocket_server(far)
+        assert trio.current_time() - start == pytest.approx(10)
+
+
+async def test_a_peer_that_stops_within_a_frame_is_dropped_as_any_silent_one() -> None:
+    async with serving(Settings()) as (near, ws):
+        message = frame(2, bytes(10), masked=True)
+
+        async def drip() -> None:
+            # Whatever comes is a sign of life, for as long as it comes.
+            for byte in message[:-1]:
+                await near.send(bytes([byte]))
+                await trio.sleep(15)
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(drip)
+            with pytest.raises(ConnectionClosedError) as caught:
+                await ws.receive()
+            stopped = 15 * (len(message) - 2)
+            assert stopped + 20 <= trio.current_time() <= stopped + 60.2
+            assert caught.value.code == 1011
+            tg.cancel_scope.cancel()
+
+
+async def test_a_reader_that_never_reads_is_dropped_as_a_silent_one() -> None:
+    async with serving(Settings(), size=1) as (_, ws):
+        start = trio.current_time()
+        with pytest.raises(ConnectionClosedError) as caught:
+            while True:
+                await ws.send(bytes(1000))
+        assert caught.value.code == 1011
+        assert trio.current_time() - start <= 40.2
+
+
 async def test_a_slow_filter_times_out_with_503() -> None:
     near, far = memory_pair()
     await near.send(REQUEST)

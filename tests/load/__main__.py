@@ -40,8 +40,14 @@ def main() -> int:
             case "soak":
                 arguments = (given.backend, given.workers, given.rounds, given.seconds)
                 run(scenarios.soak, given.backend, *arguments)
-    except scenarios.LoadFailure as exc:
-        print(f"failed: {exc}")
+    except Exception as exc:
+        failure = exc
+        # Task groups wrap it.
+        while inner := getattr(failure, "exceptions", None):
+            failure = inner[0]
+        if not isinstance(failure, scenarios.LoadFailure):
+            raise
+        print(f"failed: {failure}")
         return 1
     return 0
 

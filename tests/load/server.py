@@ -1,7 +1,7 @@
 """The server under load: a process of its own, which is told on standard input what to do.
 
-``python -m tests.load.server BACKEND [max_connections]``. Commands and their answers are lines of
-JSON; the first answer, unasked, has the port.
+``python -m tests.load.server BACKEND SETTINGS``, these as JSON. Commands and their answers are
+lines of JSON; the first answer, unasked, has the port.
 """
 
 from __future__ import annotations
@@ -107,9 +107,8 @@ async def obey(command: str, handler: Handler, server: Server) -> object:
     raise ValueError(f"expected a command, got {command!r}")
 
 
-async def main(max_connections: int | None) -> None:
+async def main(settings: Settings) -> None:
     handler = Handler()
-    settings = Settings(max_connections=max_connections, compression=Deflate(mem_level=5))
     async with anyio.create_task_group() as tasks:
         server: Server = await tasks.start(
             partial(serve, handler, "127.0.0.1", 0, settings=settings)
@@ -122,5 +121,5 @@ async def main(max_connections: int | None) -> None:
 
 if __name__ == "__main__":
     raise_descriptor_limit()
-    limit = int(sys.argv[2]) if len(sys.argv) > 2 else None
-    run(main, sys.argv[1], limit)
+    backend, given = sys.argv[1:]
+    run(main, backend, Settings(**json.loads(given), compression=Deflate(mem_level=5)))
