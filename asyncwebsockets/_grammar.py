@@ -56,7 +56,7 @@ def parse_extension(text: str) -> tuple[str, list[tuple[str, str | None]]]:
         name, token, quoted = match.groups()
         value = re.sub(r"\\(.)", r"\1", quoted[1:-1]) if quoted is not None else token
         if quoted is not None and not is_token(value):
-            raise ValueError(f"expected a token within the quotes, got {quoted}")
+            raise ValueError(f"expected a token within the quotes, got {quoted!r}")
         parts.append((name, value))
         position = match.end()
         if position == len(text):

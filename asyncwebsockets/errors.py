@@ -160,7 +160,9 @@ class ConnectionClosed(WebsocketError):
         self.source = source
 
     def __str__(self) -> str:
-        return f"{self.code} {self.reason}".rstrip()
+        # The peer's words are logged with it: no line of theirs is to pass for one of the log's.
+        reason = self.reason if self.reason.isprintable() else repr(self.reason)
+        return f"{self.code} {reason}".rstrip()
 
 
 class ConnectionClosedOK(ConnectionClosed, EndOfStream):

@@ -52,7 +52,7 @@ def find_header(headers: Sequence[tuple[bytes, bytes]], name: str) -> str | None
     return ", ".join(values) if values else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Request(_Request):
     """An opening handshake's request (RFC 6455 section 4.1).
 
@@ -75,6 +75,10 @@ class Request(_Request):
     secure: bool = False
     http_version: str = "1.1"
 
+    def __repr__(self) -> str:
+        # Queries and header fields carry secrets, and this is what is logged.
+        return f"<{type(self).__name__} {self.method} {self.path}>"
+
     @property
     def path(self) -> str:
         """The target without its query, still percent-encoded."""
@@ -95,7 +99,7 @@ class Request(_Request):
         return find_header(self.headers, name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Response:
     """The server's answer to the opening handshake.
 
@@ -106,6 +110,9 @@ class Response:
 
     status: int
     headers: RawHeaders = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.status}>"
 
     def header(self, name: str) -> str | None:
         """Return the values of a header field joined by ", ", or None if there is none."""

@@ -60,6 +60,9 @@ _ABSOLUTE_FORM = re.compile(
     re.IGNORECASE,
 )
 
+# How h11 quotes what came.
+_QUOTED = re.compile(r":? (?:bytearray\()?b['\"]")
+
 # Fields that would put a body where none belongs.
 _BODY_FIELDS = frozenset((b"content-length", b"transfer-encoding"))
 
@@ -119,7 +122,7 @@ def _as_bytes(value: str | bytes) -> bytes:
         return value.encode("latin-1")
     if isinstance(value, bytes):
         return value
-    raise TypeError(f"expected a header field of str or bytes, got {value!r}")
+    raise TypeError(f"expected a header field of str or bytes, got {type(value).__name__}")
 
 
 def _field_name(name: str | bytes) -> bytes:
@@ -237,7 +240,9 @@ class ServerHandshake:
         except h11.RemoteProtocolError as exc:
             # h11 also knows 501 for transfer codings; a handshake has no body to code.
             status = 431 if exc.error_status_hint == 431 else 400
-            raise InvalidHandshake(f"malformed HTTP request: {exc}", status) from None
+            # What it quotes is left out: it may have a secret.
+            what = _QUOTED.split(str(exc))[0]
+            raise InvalidHandshake(f"malformed HTTP request: {what}", status) from None
         if event is h11.NEED_DATA:
             return None
         if not isinstance(event, h11.Request):
@@ -323,7 +328,9 @@ class ServerHandshake:
             target = target[absolute.end() :]
             target = target if target.startswith("/") else f"/{target}"
         if not target.startswith("/") or "#" in target:
-            raise InvalidHandshake(f"expected a path as the request target, got {target!r}")
+            # The query is left out: it may have a secret.
+            path = target.partition("?")[0]
+            raise InvalidHandshake(f"expected a path as the request target, got {path!r}")
         self._request = Request(
             host=authority,
             target=target,
@@ -362,7 +369,7 @@ class ServerHandshake:
             )
         if versions[0] != b"13":
             raise InvalidHandshake(
-                f"expected Sec-WebSocket-Version 13, got {versions[0].decode('latin-1')}",
+                f"expected Sec-WebSocket-Version 13, got {versions[0].decode('latin-1')!r}",
                 426,
                 [(b"Upgrade", b"websocket"), (b"Sec-WebSocket-Version", b"13")],
             )
@@ -687,7 +694,7 @@ class ClientHandshake:
             if len(chosen) > 1 or subprotocol not in self.request.subprotocols:
                 raise InvalidHandshake(
                     f"expected one of the offered subprotocols {self.request.subprotocols}, "
-                    f"got {', '.join(value.decode('latin-1') for value in chosen)}"
+                    f"got {', '.join(value.decode('latin-1') for value in chosen)!r}"
                 )
             self.subprotocol = subprotocol
         for answer in _items(fields, b"sec-websocket-extensions"):
@@ -701,7 +708,7 @@ class ClientHandshake:
                 extension.finalize(answer)
             except StopIteration:
                 raise InvalidHandshake(
-                    f"the server chose an extension not offered: {answer}"
+                    f"the server chose an extension not offered: {answer!r}"
                 ) from None
             except ValueError as exc:
                 raise InvalidHandshake(f"the server's extension does not fit: {exc}") from None

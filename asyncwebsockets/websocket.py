@@ -99,7 +99,7 @@ class Websocket(Front):
         channel.on_end = self._release
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.request.target} {self.state.name}>"
+        return f"<{type(self).__name__} {self.request.path} {self.state.name}>"
 
     # What it is
 
