@@ -1,11 +1,14 @@
-"""What a hostile peer gets neither in nor out: injections, secrets, certificates, masks."""
+"""What docs/security.md says, where no other test shows it, and that it names tests that exist."""
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
 import ssl
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -39,7 +42,21 @@ if TYPE_CHECKING:
 
     import trustme
 
+ROOT = Path(__file__).parents[1]
 SECRET = "s3cr3t"
+
+
+# The documentation
+
+
+@pytest.mark.parametrize("page", ["limits.md", "security.md"])
+def test_the_tests_that_a_page_names_exist(page: str) -> None:
+    named = re.findall(r"`(test_\w+)::(test_\w+)`", (ROOT / "docs" / page).read_text())
+    assert len(named) > 10
+    for module, test in named:
+        tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text())
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        assert test in {node.name for node in tree.body if isinstance(node, functions)}, test
 
 
 # Injection
