@@ -725,21 +725,14 @@ class Plain:
         os.close(self._sock.detach())
 
 
-async def test_a_stalled_peer_that_resets_is_disconnected(
-    carrier: Carrier, anyio_backend: object
-) -> None:
+async def test_a_stalled_peer_that_resets_is_disconnected(carrier: Carrier) -> None:
     go_on = anyio.Event()
 
     async def wait(receive: Any, send: Any) -> None:
         await go_on.wait()
 
     app = Application(wait)
-    # uvloop does not tell of a reset behind what is unread (docs/behaviour.md); there it is
-    # the server's closing that ends the connection, after close_timeout.
-    told = not (carrier is on_tcp and anyio_backend == ("asyncio", {"use_uvloop": True}))
-    settings = Settings(
-        ping_interval=None, close_timeout=None if told else 1, max_read_ahead=2 * PIECE
-    )
+    settings = Settings(ping_interval=None, close_timeout=None, max_read_ahead=2 * PIECE)
     async with carrier(app, settings) as connect:
         stream: Any = await connect()
         if carrier is on_tcp:
@@ -759,8 +752,7 @@ async def test_a_stalled_peer_that_resets_is_disconnected(
             tasks.cancel_scope.cancel()
         await cut(stream)
         go_on.set()
-        if told:
-            await app.ended.wait()
+        await app.ended.wait()
     assert set(app.received) <= {bytes(PIECE)}
     assert len(app.received) < MUCH
     assert app.end[0] == 1006
