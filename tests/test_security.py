@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-import asyncwebsockets.client as client_module
 from asyncwebsockets import (
     ConnectionClosed,
     ConnectionClosedError,
@@ -30,6 +29,7 @@ from asyncwebsockets import (
     open_websocket_client,
     serve,
 )
+from asyncwebsockets._tls import default_context
 from asyncwebsockets._url import parse_url
 from asyncwebsockets.events import AcceptConnection
 from asyncwebsockets.handshake import ClientHandshake, ServerHandshake
@@ -211,7 +211,7 @@ def test_the_userinfo_of_a_url_goes_into_authorization_only() -> None:
 
 
 def test_the_default_context_of_a_client_verifies() -> None:
-    context = client_module._default_context()
+    context = default_context()
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2

@@ -15,23 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asyncwebsockets import ConnectionClosed, Deflate, Settings, serve
+from asyncwebsockets import Deflate, Settings, broadcast, serve
 
 from .measure import raise_descriptor_limit, run, sample
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator
 
     from asyncwebsockets import Server, Websocket
-
-
-async def broadcast(websockets: Iterable[Websocket], data: str) -> None:
-    """Send the same to many."""
-    for websocket in websockets:
-        try:
-            await websocket.send(data)
-        except ConnectionClosed:
-            continue
 
 
 class Handler:
@@ -95,7 +86,7 @@ async def obey(command: str, handler: Handler, server: Server) -> object:
     match command:
         case "broadcast":
             began = time.monotonic()
-            await broadcast(list(handler.subscribers), str(time.monotonic_ns()))
+            await broadcast(handler.subscribers, str(time.monotonic_ns()))
             return time.monotonic() - began
         case "sample":
             return {**sample(), "connections": len(server.connections)}
