@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LAYERS = {
     asyncwebsockets: [
         ["errors"],
-        ["events"],
+        ["_descriptors", "_printable", "events"],
         ["settings"],
         ["_native", "_nativeloop"],
         ["_implementation"],
@@ -40,8 +40,8 @@ LAYERS = {
         ["_broadcast", "_scope"],
         ["_dial", "server"],
         ["_reconnect", "client"],
-        ["sync"],
-        ["__init__"],
+        ["_cli_connect", "_cli_serve", "sync"],
+        ["__init__", "__main__"],
     ],
     asgi_bridge: [
         ["messages"],

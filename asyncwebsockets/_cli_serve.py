@@ -1,0 +1,286 @@
+"""``asyncwebsockets serve``: an echo, a broadcast, or a process for each connection."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import ssl
+import subprocess
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import WouldBlock
+
+from ._descriptors import decode, records
+from .events import AcceptConnection, Message
+from .origin import check_origin
+from .server import serve as serve_websockets
+from .settings import Deflate, Settings
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator
+
+    from anyio.abc import ByteReceiveStream, Process
+    from anyio.streams.memory import MemoryObjectSendStream
+
+    from .events import Request
+    from .server import Handler, Server
+    from .websocket import Websocket
+
+__all__ = ["serve"]
+
+logger: logging.Logger = logging.getLogger("asyncwebsockets")
+
+# Messages that wait for one who is slow to take them.
+_BEHIND = 256
+
+# The seconds a process has to end by itself, and then after SIGTERM.
+_LAST_WORDS = 2.0
+
+_NOT_STARTED = 1
+
+
+def serve(options: argparse.Namespace, backend: tuple[str, dict[str, Any]]) -> int:
+    """Run the command until a signal ends it; return its exit status."""
+    try:
+        handler = _handler(options)
+        context = _tls(options)
+        settings = Settings(
+            max_message_size=options.max_size or None,
+            max_connections=options.max_connections,
+            drain_timeout=options.drain_timeout,
+            compression=Deflate() if options.compress else None,
+        )
+        accept = _Filter(options.origin, options.subprotocol)
+    except (OSError, ValueError) as exc:
+        logger.error("%s", exc)
+        return _NOT_STARTED
+    listen: dict[str, Any] = {"host": options.host, "port": options.port}
+    if options.uds is not None:
+        listen = {"uds": options.uds}
+    run = partial(
+        serve_websockets, handler, **listen, filter=accept, ssl=context, settings=settings
+    )
+    return anyio.run(_until_told, run, backend=backend[0], backend_options=backend[1])
+
+
+def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
+    if options.cert_file is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(options.cert_file, options.key_file)
+    return context
+
+
+def _handler(options: argparse.Namespace) -> Handler:
+    match options.what:
+        case "echo":
+            return _echo
+        case "broadcast":
+            return _Broadcast()
+        case _:
+            return _Processes(options)
+
+
+async def _until_told(run: Any) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; at a second one, wait no longer."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+            try:
+                server: Server = await tasks.start(run)
+            except (OSError, ValueError) as exc:
+                logger.error("%s", exc)
+                return _NOT_STARTED
+            scheme = "wss" if run.keywords["ssl"] is not None else "ws"
+            for address in server.addresses:
+                logger.info("listening on %s", _describe(scheme, address))
+            told = False
+
+            async def close() -> None:
+                await server.close()
+                tasks.cancel_scope.cancel()
+
+            async for number in signals:
+                logger.info("%s: closing", number.name)
+                if told:
+                    await server.close(grace=0)
+                    break
+                told = True
+                tasks.start_soon(close)
+    return 0
+
+
+def _describe(scheme: str, address: Any) -> str:
+    if not isinstance(address, tuple):
+        return f"the Unix socket {address}"
+    host, port = address
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+class _Filter:
+    """Accepts clients that are no browsers and pages of the origins given.
+
+    A page of this server's own there cannot be, so that none is allowed for it: the name that a
+    browser has connected to may be one that its owner has pointed here.
+    """
+
+    def __init__(self, origins: list[str], subprotocols: list[str]) -> None:
+        self._any = "*" in origins
+        self._origins = [origin for origin in origins if origin != "*"]
+        self._subprotocols = subprotocols
+
+    async def __call__(self, request: Request) -> object:
+        if not self._any and not check_origin(request, self._origins, same_origin=False):
+            return False
+        if not self._subprotocols:
+            return True
+        offered = (name for name in self._subprotocols if name in request.subprotocols)
+        return AcceptConnection(subprotocol=next(offered, None))
+
+
+# What is served
+
+
+async def _echo(websocket: Websocket) -> None:
+    async for event in websocket:
+        if isinstance(event, Message):
+            await websocket.send(event.data)
+
+
+class _Broadcast:
+    """Hands each message to all others. Who falls too far behind is closed with 1013."""
+
+    def __init__(self) -> None:
+        self._others: dict[Websocket, MemoryObjectSendStream[Any]] = {}
+
+    async def __call__(self, websocket: Websocket) -> None:
+        send, receive = anyio.create_memory_object_stream[Any](_BEHIND)
+
+        async def forward() -> None:
+            async for data in receive:
+                await websocket.send(data)
+            if websocket not in self._others:
+                await websocket.close(1013, "too slow")
+
+        with send, receive:
+            self._others[websocket] = send
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(forward)
+                    async for event in websocket:
+                        if isinstance(event, Message):
+                            self._hand_out(websocket, event.data)
+                    tasks.cancel_scope.cancel()
+            finally:
+                self._others.pop(websocket, None)
+
+    def _hand_out(self, sender: Websocket, data: str | bytes) -> None:
+        for websocket, stream in list(self._others.items()):
+            if websocket is not sender:
+                try:
+                    stream.send_nowait(data)
+                except WouldBlock:
+                    del self._others[websocket]
+                    stream.close()
+
+
+class _Processes:
+    """Runs a command for each connection: messages to its input, its output to messages."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        if not options.command:
+            raise ValueError("expected a command behind exec")
+        self._command: list[str] = options.command
+        self._separator = b"\0" if options.null else b"\n"
+        self._binary: bool = options.binary
+        self._limit: int | None = options.max_size or None
+
+    async def __call__(self, websocket: Websocket) -> None:
+        try:
+            process = await anyio.open_process(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None,
+                env={**os.environ, **_about(websocket)},
+                # A terminal's Ctrl-C is for the server, and what the command starts ends with it.
+                start_new_session=True,
+            )
+        except OSError as exc:
+            logger.error("cannot run %s: %s", self._command[0], exc)
+            await websocket.close(1011, "the command cannot be run")
+            return
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._feed, websocket, process, tasks.cancel_scope)
+                await self._forward(websocket, process)
+                status = await process.wait()
+                await websocket.close(*_end(status))
+                tasks.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _end_process(process)
+
+    async def _feed(self, websocket: Websocket, process: Process, scope: anyio.CancelScope) -> None:
+        assert process.stdin is not None
+        # A process that does not read any more may have something to say still.
+        with suppress(anyio.BrokenResourceError):
+            async for event in websocket:
+                if isinstance(event, Message):
+                    data = event.data
+                    record = data.encode() if isinstance(data, str) else bytes(data)
+                    await process.stdin.send(record + self._separator)
+        if websocket.close_code is not None:
+            scope.cancel()
+
+    async def _forward(self, websocket: Websocket, process: Process) -> None:
+        assert process.stdout is not None
+        async for record in records(_chunks(process.stdout), self._separator, self._limit):
+            await websocket.send(record if self._binary else decode(record))
+
+
+async def _chunks(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
+    async for chunk in stream:
+        yield chunk
+
+
+def _about(websocket: Websocket) -> dict[str, str]:
+    """Return what a command is told of its connection, in its environment.
+
+    No name in it is of the client's choice, and no header field is in it.
+    """
+    path, _, query = websocket.request.target.partition("?")
+    address = websocket.remote_address
+    return {
+        "WEBSOCKET_PATH": path,
+        "WEBSOCKET_QUERY": query,
+        "WEBSOCKET_SUBPROTOCOL": websocket.subprotocol or "",
+        "WEBSOCKET_CLIENT": f"{address[0]} {address[1]}" if isinstance(address, tuple) else "",
+    }
+
+
+def _end(status: int) -> tuple[int, str]:
+    if status == 0:
+        return 1000, ""
+    if status < 0:
+        return 1011, f"the command was ended by signal {-status}"
+    return 1011, f"the command ended with status {status}"
+
+
+async def _end_process(process: Process) -> None:
+    """Close its input, then ask it to end, then end it."""
+    assert process.stdin is not None
+    with suppress(anyio.BrokenResourceError, OSError):
+        await process.stdin.aclose()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with anyio.move_on_after(_LAST_WORDS):
+            await process.wait()
+            break
+        # It may have ended in this moment.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+    await process.aclose()

@@ -1,0 +1,526 @@
+"""The command: real processes, pipes and pseudo-terminals."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pyte
+import pytest
+from anyio.streams.text import TextReceiveStream
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncwebsockets import (
+    ConnectionClosedOK,
+    Reject,
+    Rejected,
+    Request,
+    Websocket,
+    open_websocket,
+    open_websocket_client,
+    serve,
+)
+from asyncwebsockets.__main__ import main
+from asyncwebsockets._cli_connect import _rows
+from asyncwebsockets._descriptors import records
+from asyncwebsockets._printable import hexadecimal, printable
+from asyncwebsockets.events import Message
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from anyio.abc import Process
+
+COMMAND = [sys.executable, "-m", "asyncwebsockets"]
+
+#: What would set a terminal's title, clear it, turn text around, and move its cursor.
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202etxt\u2066\x9b5A\x7f\r."
+HARMLESS = r"\x1b]0;owned\x07\x1b[2J\u202etxt\u2066\x9b5A\x7f\r."
+
+each_backend = pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """What the test's own side runs on; the command has --backend."""
+    return "asyncio"
+
+
+# The parts
+
+
+@given(st.text())
+def test_what_is_shown_is_printable(text: str) -> None:
+    assert printable(text).isprintable()
+    if text.isprintable():
+        assert printable(text) == text
+
+
+def test_controls_are_shown_escaped() -> None:
+    assert printable(HOSTILE) == HARMLESS
+    assert hexadecimal(b"\x1b[2J") == "binary, 4 bytes: 1b 5b 32 4a"
+    assert hexadecimal(bytes(100)).endswith(" 00 ...")
+
+
+@given(st.text(alphabet="ab\u6f22\u0301"), st.integers(3, 9))
+def test_rows_are_cut_within_the_columns(text: str, columns: int) -> None:
+    rows = list(_rows(text, columns))
+    assert "".join(rows) == text
+    for row in rows:
+        assert sum(2 if char == "\u6f22" else 1 for char in row) < columns
+
+
+@given(st.lists(st.binary(max_size=8)).map(lambda chunks: [c.replace(b"b", b"\n") for c in chunks]))
+def test_records_do_not_depend_on_how_they_are_read(chunks: list[bytes]) -> None:
+    async def source() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    async def collect() -> list[bytes]:
+        return [record async for record in records(source(), b"\n", None)]
+
+    whole = b"".join(chunks)
+    expected = whole.split(b"\n")
+    if not expected[-1]:
+        del expected[-1]
+    assert anyio.run(collect) == expected
+
+
+@pytest.mark.anyio
+async def test_a_record_over_the_limit_is_seen_before_its_end() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"four\n"
+        while True:
+            yield b"12345"
+
+    cut = records(endless(), b"\n", 4)
+    assert await anext(cut) == b"four"
+    with pytest.raises(ValueError, match="at most 4 bytes"):
+        await anext(cut)
+
+
+# connect, in a script
+
+
+async def echo(websocket: Websocket) -> None:
+    async for event in websocket:
+        if isinstance(event, Message):
+            await websocket.send(event.data)
+
+
+@asynccontextmanager
+async def served(handler: Any, **options: Any) -> AsyncIterator[str]:
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve, handler, "127.0.0.1", 0, **options))
+        yield f"ws://127.0.0.1:{server.port}/"
+        await server.close(grace=0)
+
+
+async def run(*arguments: str, input: bytes = b"", **options: Any) -> Any:
+    with anyio.fail_after(30):
+        return await anyio.run_process(
+            [*COMMAND, "connect", *arguments], input=input, check=False, **options
+        )
+
+
+@pytest.mark.anyio
+@each_backend
+async def test_lines_are_sent_and_messages_written(backend: str) -> None:
+    async with served(echo) as url:
+        done = await run(url, "--count=3", f"--backend={backend}", input=b"one\n\xff\r\nthree")
+    assert done.stdout == b"one\n\xff\r\nthree\n"
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.anyio
+async def test_messages_come_unchanged_to_a_pipe_and_stay_apart_with_null() -> None:
+    kinds = []
+
+    async def handler(websocket: Websocket) -> None:
+        async for event in websocket:
+            if isinstance(event, Message):
+                kinds.append(type(event.data))
+                await websocket.send(event.data)
+
+    text = f"{HOSTILE}\nsecond line".encode()
+    async with served(handler) as url:
+        done = await run(url, "-0", "-b", "--count=2", input=text + b"\0two\0")
+    assert done.stdout == text + b"\0two\0"
+    assert kinds == [bytes, bytes]
+
+
+@pytest.mark.anyio
+async def test_what_comes_after_the_end_of_input_is_waited_for(tmp_path: Path) -> None:
+    async def handler(websocket: Websocket) -> None:
+        assert await websocket.receive_text() == "from a file"
+        for number in range(3):
+            await websocket.send(str(number))
+        await websocket.close(1000, "")
+
+    (tmp_path / "input").write_text("from a file\n")
+    async with served(handler) as url:
+        with (tmp_path / "input").open() as file, (tmp_path / "output").open("wb") as output:
+            process = await anyio.open_process(
+                [*COMMAND, "connect", url, "--wait=inf"], stdin=file, stdout=output
+            )
+            async with process:
+                assert await process.wait() == 0
+    assert (tmp_path / "output").read_text() == "0\n1\n2\n"
+
+
+@pytest.mark.anyio
+async def test_a_reader_that_leaves_ends_it() -> None:
+    async def handler(websocket: Websocket) -> None:
+        while True:
+            await websocket.send("y" * 1000)
+            await anyio.sleep(0.01)
+
+    async with served(handler) as url:
+        reader, writer = os.pipe()
+        process = await anyio.open_process([*COMMAND, "connect", url], stdout=writer)
+        os.close(writer)
+        async with process:
+            await anyio.wait_readable(reader)
+            assert os.read(reader, 10) == b"y" * 10
+            os.close(reader)
+            with anyio.fail_after(30):
+                assert await process.wait() == 0
+
+
+@pytest.mark.anyio
+async def test_a_close_with_an_error_is_shown_and_is_status_1() -> None:
+    async def handler(websocket: Websocket) -> None:
+        await websocket.close(4001, HOSTILE)
+
+    async with served(handler) as url:
+        done = await run(url, "--wait=inf")
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"closed: 4001 {HARMLESS}\n"
+
+
+@pytest.mark.anyio
+async def test_a_rejection_is_shown_and_is_status_3() -> None:
+    seen: list[Request] = []
+
+    async def filter(request: Request) -> Reject:
+        seen.append(request)
+        return Reject(401, [("X-Why", "\x9b2J")], HOSTILE.encode())
+
+    async with served(echo, filter=filter) as url:
+        done = await run(
+            url, "-H", "X-Token: 1:2", "--subprotocol=a", "--subprotocol=b", "--origin=http://o"
+        )
+    assert done.returncode == 3
+    assert seen[0].header("X-Token") == "1:2"
+    assert seen[0].header("Origin") == "http://o"
+    assert seen[0].subprotocols == ["a", "b"]
+    shown = done.stderr.decode()
+    assert shown.splitlines()[0] == "the handshake was answered with status 401, expected 101"
+    assert r"< X-Why: \x9b2J" in shown
+    assert r"\x1b]0;owned\x07" in shown
+    assert shown.replace("\n", "").isprintable()
+
+
+@pytest.mark.anyio
+async def test_a_certificate_is_verified_unless_told_not_to(server_tls: ssl.SSLContext) -> None:
+    async with served(echo, ssl=server_tls) as url:
+        url = url.replace("ws:", "wss:")
+        refused = await run(url)
+        done = await run(url, "--insecure", "--count=1", "-v", input=b"hello")
+    assert refused.returncode == 3
+    assert b"certificate" in refused.stderr
+    assert (done.returncode, done.stdout) == (0, b"hello\n")
+    assert b"> GET /\n> Host: 127.0.0.1:" in done.stderr
+    assert b"< 101\n" in done.stderr
+    assert b"closed: 1000\n" in done.stderr
+
+
+def test_where_nobody_listens_it_is_status_3(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["connect", "ws://127.0.0.1:1/"]) == 3
+    assert "connection attempts failed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["connect", "http://localhost/"], "expected a URL of scheme ws or wss"),
+        (["connect", "ws://localhost/", "-H", "none"], "expected a header field"),
+        (["connect", "ws://localhost/", "--wait=nan"], "expected seconds"),
+        (["connect", "ws://localhost/", "--count=-1"], "expected a number"),
+        (["connect", "wss://localhost/", "--key-file=k"], "expected --cert-file"),
+    ],
+)
+def test_a_wrong_command_line_is_status_2(
+    arguments: list[str], complaint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(arguments)
+    except SystemExit as exc:
+        assert isinstance(exc.code, int)
+        status = exc.code
+    assert status == 2
+    assert complaint in capfd.readouterr().err
+
+
+# connect, at a terminal
+
+
+class Terminal:
+    """A terminal with a command in it, and a person who looks before going on."""
+
+    def __init__(self, columns: int = 60) -> None:
+        self.screen = pyte.Screen(columns, 24)
+        self.title_before = self.screen.title
+        self._stream = pyte.ByteStream(self.screen)
+        self._master, self._slave = pty.openpty()
+        # What `termios.tcsetwinsize` does from Python 3.11 on.
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    @asynccontextmanager
+    async def running(self, *arguments: str) -> AsyncIterator[Process]:
+        process = await anyio.open_process(
+            [*COMMAND, "connect", *arguments],
+            stdin=self._slave,
+            stdout=self._slave,
+            stderr=self._slave,
+            env={**os.environ, "TERM": "xterm", "LANG": "C.UTF-8", "INPUTRC": os.devnull},
+            start_new_session=True,
+        )
+        os.close(self._slave)
+        try:
+            with anyio.fail_after(30):
+                yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.aclose()
+            os.close(self._master)
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.screen.display if line.strip()]
+
+    async def shows(self, *lines: str | re.Pattern[str]) -> None:
+        """Look until the last lines are these."""
+        while not self._ends_with(lines):
+            await anyio.wait_readable(self._master)
+            try:
+                data = os.read(self._master, 65_536)
+            except OSError:
+                # Linux's way of saying that the other end is gone.
+                data = b""
+            assert data, self.lines
+            self._stream.feed(data)
+
+    def _ends_with(self, lines: tuple[str | re.Pattern[str], ...]) -> bool:
+        shown = self.lines[-len(lines) :]
+        return len(shown) == len(lines) and all(
+            line.fullmatch(there) if isinstance(line, re.Pattern) else line == there
+            for line, there in zip(lines, shown, strict=True)
+        )
+
+
+@pytest.mark.anyio
+@each_backend
+async def test_a_person_talks(backend: str) -> None:
+    connected = anyio.Event()
+    box: list[Websocket] = []
+
+    async def handler(websocket: Websocket) -> None:
+        box.append(websocket)
+        connected.set()
+        await echo(websocket)
+
+    async with served(handler) as url:
+        terminal = Terminal()
+        async with terminal.running(url, f"--backend={backend}", "--subprotocol=talk") as process:
+            welcome = f"connected to {url}, subprotocol talk; /help says more"
+            first, second = welcome[:60], welcome[60:]
+            await terminal.shows(*filter(None, (first.rstrip(), second, ">")))
+            # What is being typed stays, with its cursor, below what comes.
+            terminal.type("good mornng\x1b[D\x1b[D")
+            await terminal.shows("> good mornng")
+            await box[0].send(HOSTILE + "\nand a second line")
+            await terminal.shows(f"< {HARMLESS}", "  and a second line", "> good mornng")
+            terminal.type("i\r")
+            await terminal.shows("> good morning", "< good morning", ">")
+            terminal.type("/binary 00 1b\r")
+            await terminal.shows("> /binary 00 1b", "< binary, 2 bytes: 00 1b", ">")
+            terminal.type("//slash\r")
+            await terminal.shows("> //slash", "< /slash", ">")
+            terminal.type("/what\r")
+            await terminal.shows(
+                "> /what", "there is no command /what; /help says what there is", ">"
+            )
+            terminal.type("/ping\r")
+            await terminal.shows("> /ping", re.compile(r"pong after \d+\.\d ms"), ">")
+            terminal.type("\x04")
+            await terminal.shows("closed: 1000")
+            assert await process.wait() == 0
+    assert terminal.screen.title == terminal.title_before
+    assert box[0].close_code == 1000
+
+
+@pytest.mark.anyio
+async def test_a_person_is_called_back_at_the_end() -> None:
+    box: list[Websocket] = []
+
+    async def handler(websocket: Websocket) -> None:
+        box.append(websocket)
+        await websocket.wait_closed()
+
+    async with served(handler) as url:
+        terminal = Terminal(columns=80)
+        async with terminal.running(url) as process:
+            await terminal.shows(f"connected to {url}; /help says more", ">")
+            terminal.type("half a sen")
+            await terminal.shows("> half a sen")
+            await box[0].close(4000, HOSTILE)
+            await terminal.shows("> half a sen", f"closed: 4000 {HARMLESS}")
+            assert await process.wait() == 1
+
+
+# serve
+
+
+@asynccontextmanager
+async def serving(*arguments: str, status: int = 0) -> AsyncIterator[str]:
+    """Run the command, give its URL, and end it by SIGTERM."""
+    process = await anyio.open_process([*COMMAND, "serve", "--port=0", *arguments])
+    try:
+        with anyio.fail_after(30):
+            assert process.stderr is not None
+            said = ""
+            lines = TextReceiveStream(process.stderr)
+            while "listening on " not in said or not said.endswith("\n"):
+                said += await lines.receive()
+            yield said.split("listening on ")[1].strip()
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == status
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.aclose()
+
+
+@pytest.mark.anyio
+@each_backend
+async def test_echo_and_its_drain(backend: str) -> None:
+    async with anyio.create_task_group() as tasks:
+        async with serving(f"--backend={backend}", "--subprotocol=b", "echo") as url:
+            websocket = await stay(url, tasks, subprotocols=["a", "b"])
+            assert websocket.subprotocol == "b"
+            with pytest.raises(Rejected) as caught:
+                async with open_websocket(url, {"Origin": url.replace("ws", "http")}):
+                    raise AssertionError("a page of another origin has connected")
+            assert caught.value.status == 403
+            await websocket.send("hello")
+            assert await websocket.receive_text() == "hello"
+        with pytest.raises(ConnectionClosedOK) as ended:
+            await websocket.receive()
+        assert ended.value.code == 1012
+        tasks.cancel_scope.cancel()
+
+
+async def stay(url: str, tasks: Any, **options: Any) -> Websocket:
+    """Open a connection that outlives the block."""
+
+    async def hold(*, task_status: Any) -> None:
+        async with open_websocket(url, **options) as websocket:
+            task_status.started(websocket)
+            await anyio.sleep_forever()
+
+    websocket: Websocket = await tasks.start(hold)
+    return websocket
+
+
+@pytest.mark.anyio
+async def test_broadcast_on_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+
+    async def connect() -> Any:
+        return open_websocket_client(await anyio.connect_unix(path), "localhost", "/")
+
+    async with serving(f"--uds={path}", "broadcast") as where:
+        assert where == f"the Unix socket {path}"
+        async with await connect() as one, await connect() as two, await connect() as three:
+            await two.ping()
+            await three.ping()
+            await one.send("to all")
+            assert await two.receive_text() == await three.receive_text() == "to all"
+            await two.send(b"\xff")
+            # Its own message did not come back.
+            assert await one.receive_bytes() == await three.receive_bytes() == b"\xff"
+
+
+SCRIPT = """
+import os, sys
+print(os.environ["WEBSOCKET_PATH"], os.environ["WEBSOCKET_QUERY"], flush=True)
+for line in sys.stdin:
+    if line == "end\\n":
+        sys.exit(3)
+    print(line.upper(), end="", flush=True)
+with open(sys.argv[1], "w") as file:
+    file.write("saw the end")
+"""
+
+
+@pytest.mark.anyio
+async def test_a_command_for_each_connection(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    async with serving("exec", sys.executable, "-c", SCRIPT, str(mark)) as url:
+        async with open_websocket(f"{url}/room?n=1") as websocket:
+            assert await websocket.receive_text() == "/room n=1"
+            await websocket.send("two\nlines")
+            assert [await websocket.receive_text() for _ in range(2)] == ["TWO", "LINES"]
+            await websocket.send("end")
+            with pytest.raises(ConnectionClosedOK) as ended:
+                await websocket.receive()
+            assert (ended.value.code, ended.value.reason) == (
+                1011,
+                "the command ended with status 3",
+            )
+        assert not mark.exists()
+        async with open_websocket(url) as websocket:
+            assert await websocket.receive_text() == "/ "
+    # The drain has waited for the process.
+    assert mark.read_text() == "saw the end"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["exec"], "expected a command"),
+        (["--cert-file=missing", "echo"], "No such file"),
+        (["--host=192.0.2.1", "echo"], "assign requested address"),
+    ],
+)
+def test_a_server_that_cannot_start_is_status_1(
+    arguments: list[str], complaint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["serve", "--port=0", *arguments]) == 1
+    assert complaint in caplog.text
+
+
+def test_the_command_explains_itself() -> None:
+    done = subprocess.run(
+        [*COMMAND, "connect", "--help"], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert "exit status:" in done.stdout
