@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
+from anyio.abc import SocketAttribute
+from starlette.testclient import TestClient
+
+from asgi_bridge import open_websocket_app
+from asyncwebsockets import (
+    ConnectionClosedOK,
+    Rejected,
+    open_websocket,
+    serve,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 ROOT = Path(__file__).parent.parent
 
@@ -84,3 +98,199 @@ def test_the_demo_makes_a_round_trip_and_ends() -> None:
     assert done.stdout.count("The client said and heard 'hello from the client'") == 2
     assert re.search(r"Open http://127\.0\.0\.1:\d+/ in your browser", done.stdout)
     assert done.stderr == ""
+
+
+def example(name: str) -> Any:
+    """Import an example."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / f"examples/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@asynccontextmanager
+async def served(handler: Any, **options: Any) -> AsyncIterator[str]:
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(partial(serve, handler, "127.0.0.1", 0, **options))
+        yield f"ws://127.0.0.1:{server.port}/"
+        await server.close(grace=0)
+
+
+def test_the_index_names_every_example() -> None:
+    index = (ROOT / "examples/README.md").read_text()
+    assert {path.name for path in (ROOT / "examples").iterdir() if path.is_file()} == {
+        *re.findall(r"\]\((\w+\.\w+)\)", index),
+        "README.md",
+    }
+
+
+@pytest.mark.anyio
+async def test_echo() -> None:
+    async with served(example("echo").echo) as url, open_websocket(url) as websocket:
+        for data in ("text", b"binary"):
+            await websocket.send(data)
+            assert (await websocket.receive()).data == data  # type: ignore[attr-defined]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        ('{"jsonrpc": "2.0", "id": 1, "method": "add", "params": [1, 2]}', 3),
+        ('{"jsonrpc": "2.0", "id": 1, "method": "add", "params": {"a": 1, "b": 2}}', 3),
+        ('{"jsonrpc": "2.0", "id": 1, "method": "add", "params": [1]}', -32602),
+        ('{"jsonrpc": "2.0", "id": 1, "method": "add", "params": [1, "a"]}', -32603),
+        ('{"jsonrpc": "2.0", "id": 1, "method": "none"}', -32601),
+        ("{", -32700),
+        ("[]", -32600),
+        ("[1]", [-32600]),
+        (
+            '[{"method": "add", "params": [1, 2]}, {"id": 2, "method": "add", "params": [2, 2]}]',
+            [4],
+        ),
+    ],
+)
+async def test_jsonrpc(sent: str, answer: Any) -> None:
+    def essence(reply: Any) -> Any:
+        if isinstance(reply, list):
+            return [essence(one) for one in reply]
+        return reply["result"] if "result" in reply else reply["error"]["code"]
+
+    async with served(example("jsonrpc").handler) as url, open_websocket(url) as websocket:
+        await websocket.send(sent)
+        assert essence(await websocket.receive_json()) == answer
+
+
+@pytest.mark.anyio
+async def test_jsonrpc_calls_run_side_by_side() -> None:
+    async with served(example("jsonrpc").handler) as url, open_websocket(url) as websocket:
+        await websocket.send_json({"id": 1, "method": "slow_echo", "params": ["late"]})
+        await websocket.send_json({"id": 2, "method": "add", "params": [1, 2]})
+        assert [(await websocket.receive_json())["id"] for _ in range(2)] == [2, 1]
+
+
+@pytest.mark.anyio
+async def test_upload(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    upload = example("upload")
+    source = tmp_path / "source"
+    data = os.urandom(2**20) * 3 + b"end"
+    source.write_bytes(data)
+    store = tmp_path / "store"
+    store.mkdir()
+    async with served(partial(upload.receive_file, directory=store)) as url:
+        await upload.send_file(source, url)
+        (stored,) = store.iterdir()
+        assert stored.read_bytes() == data
+        *progress, name = capsys.readouterr().out.splitlines()
+        assert progress[0] == "33%"
+        assert progress[-1] == "100%"
+        assert name == f"stored as {stored.name}"
+        stored.unlink()
+        async with open_websocket(url) as websocket:
+            await websocket.send_json({"size": 2})
+            await websocket.send(b"three")
+            with pytest.raises(ConnectionClosedOK) as ended:
+                await websocket.receive()
+        assert ended.value.code == 1008
+        assert not list(store.iterdir())
+
+
+@pytest.mark.anyio
+async def test_tunnel() -> None:
+    tunnel = example("tunnel")
+
+    async def answer_at_the_end(stream: Any) -> None:
+        async with stream:
+            received = b"".join([data async for data in stream])
+            await stream.send(received[::-1])
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as target,
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as entry,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(target.serve, answer_at_the_end)
+        port = target.extra(SocketAttribute.local_port)
+        async with served(partial(tunnel.exit_end, host="127.0.0.1", port=port)) as url:
+            tasks.start_soon(entry.serve, partial(tunnel.entry_end, url=url))
+            async with await anyio.connect_tcp(
+                "127.0.0.1", entry.extra(SocketAttribute.local_port)
+            ) as client:
+                await client.send(b"ab" * 100_000)
+                # One direction ends, and the other brings the answer.
+                await client.send_eof()
+                assert b"".join([data async for data in client]) == b"ba" * 100_000
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_token_auth(monkeypatch: pytest.MonkeyPatch) -> None:
+    token_auth = example("token_auth")
+    monkeypatch.setattr(token_auth, "TOKEN", "secret")
+    async with served(token_auth.handler, filter=token_auth.filter) as url:
+        async with open_websocket(url, {"Authorization": "Bearer secret"}) as websocket:
+            assert await websocket.receive_text() == "welcome"
+        with pytest.raises(Rejected) as caught:
+            async with open_websocket(url, {"Authorization": "Bearer guess"}):
+                raise AssertionError("a wrong token was accepted")
+        assert caught.value.status == 401
+        async with open_websocket(url) as websocket:
+            await websocket.send("secret")
+            assert await websocket.receive_text() == "welcome"
+        for guess in ("guess", b"secret"):
+            async with open_websocket(url) as websocket:
+                await websocket.send(guess)
+                with pytest.raises(ConnectionClosedOK) as ended:
+                    await websocket.receive()
+                assert ended.value.code == 3000
+
+
+@pytest.mark.anyio
+async def test_fastapi_app() -> None:
+    app = example("fastapi_app").app
+    async with open_websocket_app(app, "/ws/") as websocket:
+        assert await websocket.receive_text() == "visitor 1"
+        await websocket.send("hello")
+        assert await websocket.receive_text() == "hello"
+
+
+def test_fastapi_app_has_its_routes() -> None:
+    with TestClient(example("fastapi_app").app) as client:
+        assert client.get("/visits").json() == {"visits": 0}
+
+
+@pytest.mark.anyio
+async def test_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    dashboard = example("dashboard")
+    monkeypatch.setattr(dashboard, "EVERY", 0)
+    async with open_websocket_app(dashboard.app, "/live/") as websocket:
+        first, second = await websocket.receive_json(), await websocket.receive_json()
+    assert first["time"] <= second["time"]
+    assert first["value"] >= 0
+
+
+@pytest.mark.anyio
+async def test_graceful() -> None:
+    process = await anyio.open_process([sys.executable, "examples/graceful.py", "0"], cwd=ROOT)
+    try:
+        with anyio.fail_after(30):
+            assert process.stdout is not None
+            said = b""
+            while not said.endswith(b"\n"):
+                said += await process.stdout.receive()
+            url = f"ws://127.0.0.1:{said.split()[-1].decode()}/"
+            async with open_websocket(url) as websocket:
+                await websocket.send("hello")
+                assert await websocket.receive_text() == "hello"
+                process.send_signal(signal.SIGTERM)
+                with pytest.raises(ConnectionClosedOK) as ended:
+                    await websocket.receive()
+            assert (ended.value.code, ended.value.reason) == (1012, "restarting")
+            assert b"".join([piece async for piece in process.stdout]) == b"saved\n"
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.aclose()
