@@ -28,8 +28,12 @@ from asyncwebsockets import (
     serve,
 )
 
+from .peers.with_chromium import Chromium
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from .peers.with_chromium import Browser
 
 ROOT = Path(__file__).parent.parent
 
@@ -294,3 +298,45 @@ async def test_graceful() -> None:
         if process.returncode is None:
             process.kill()
         await process.aclose()
+
+
+async def _until(browser: Browser, script: str, expected: Any) -> None:
+    with anyio.fail_after(30):
+        while (seen := await browser.run(script)) != expected:
+            assert seen is not None
+            await anyio.sleep(0.02)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.skipif(Chromium.missing() is not None, reason=str(Chromium.missing()))
+@pytest.mark.anyio
+async def test_the_pages_in_chromium(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = 'return document.querySelector("output").textContent'
+    say = """
+        document.querySelector("input").value = arguments[0];
+        document.querySelector("form").requestSubmit();
+        return true;
+    """
+    chat, live = free_port(), free_port()
+    monkeypatch.setenv("DEMO_PORT", str(chat))
+    demo = ["examples/demo.py"]
+    dashboard = ["-m", "hypercorn", "-b", f"127.0.0.1:{live}", "examples.dashboard:app"]
+    chromium = Chromium()
+    with running(demo, chat), running(dashboard, live):
+        async with chromium.running():
+            browser = chromium.browser
+            tabs = []
+            for _ in range(2):
+                tabs.append(await browser.open_tab())
+                await browser.visit(f"http://127.0.0.1:{chat}/")
+                await _until(browser, said, "connected\n")
+            await browser.run(say, "from the second")
+            await _until(browser, said, "connected\nfrom the second\n")
+            await browser.go_to_tab(tabs[0])
+            await _until(browser, said, "connected\nfrom the second\n")
+            await browser.run(say, "from the first")
+            await browser.go_to_tab(tabs[1])
+            await _until(browser, said, "connected\nfrom the second\nfrom the first\n")
+            await browser.visit(f"http://127.0.0.1:{live}/")
+            points = 'document.querySelector("polyline").getAttribute("points")'
+            await _until(browser, f"return {points}.split(' ').length >= 3", True)

@@ -67,6 +67,25 @@ class Browser:
             with suppress(httpx.TransportError):
                 await self._command("DELETE", self._session)
 
+    async def visit(self, url: str) -> None:
+        """Show a page in the current tab."""
+        await self._command("POST", f"{self._session}/url", {"url": url})
+
+    async def open_tab(self) -> str:
+        """Open a tab and go to it."""
+        new = await self._command("POST", f"{self._session}/window/new", {"type": "tab"})
+        await self.go_to_tab(new["handle"])
+        handle: str = new["handle"]
+        return handle
+
+    async def go_to_tab(self, handle: str) -> None:
+        """Have what follows act on that tab."""
+        await self._command("POST", f"{self._session}/window", {"handle": handle})
+
+    async def run(self, script: str, *arguments: Any) -> Any:
+        """Run a script in the page, and return what it returns."""
+        return await self._execute(script, *arguments)
+
     async def _execute(self, script: str, *arguments: Any) -> Any:
         return await self._command(
             "POST", f"{self._session}/execute/sync", {"script": script, "args": arguments}
@@ -134,6 +153,11 @@ class Chromium(Peer):
     wants_subprotocol = True
 
     _browser: Browser
+
+    @property
+    def browser(self) -> Browser:
+        """The browser itself, for other pages than that of the tests."""
+        return self._browser
 
     @classmethod
     def missing(cls) -> str | None:
