@@ -40,8 +40,8 @@ exit status:
 
 _SERVE = """\
 echo       sends every message back
-broadcast  sends every message to all other connections; who falls 256 messages behind is closed
-           with 1013
+broadcast  sends every message to all other connections; who falls 256 KiB behind is closed
+           with 1008
 exec       runs the command for each connection: each message is a line of its standard input,
            each line of its standard output a message. A message with line breaks in it arrives as
            several lines, unless --null is given. The end of the connection ends the input, and

@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio import WouldBlock
 
+from ._broadcast import broadcast
 from ._descriptors import decode, records
+from .errors import ConnectionClosed
 from .events import AcceptConnection, Message
 from .origin import check_origin
 from .server import serve as serve_websockets
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from anyio.abc import ByteReceiveStream, Process
-    from anyio.streams.memory import MemoryObjectSendStream
 
     from .events import Request
     from .server import Handler, Server
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 logger: logging.Logger = logging.getLogger("asyncwebsockets")
-
-# Messages that wait for one who is slow to take them.
-_BEHIND = 256
 
 # The seconds a process has to end by itself, and then after SIGTERM.
 _LAST_WORDS = 2.0
@@ -152,40 +149,19 @@ async def _echo(websocket: Websocket) -> None:
 
 
 class _Broadcast:
-    """Hands each message to all others. Who falls too far behind is closed with 1013."""
+    """Hands each message to all others. Who falls too far behind is closed with 1008."""
 
     def __init__(self) -> None:
-        self._others: dict[Websocket, MemoryObjectSendStream[Any]] = {}
+        self._people: set[Websocket] = set()
 
     async def __call__(self, websocket: Websocket) -> None:
-        send, receive = anyio.create_memory_object_stream[Any](_BEHIND)
-
-        async def forward() -> None:
-            async for data in receive:
-                await websocket.send(data)
-            if websocket not in self._others:
-                await websocket.close(1013, "too slow")
-
-        with send, receive:
-            self._others[websocket] = send
-            try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(forward)
-                    async for event in websocket:
-                        if isinstance(event, Message):
-                            self._hand_out(websocket, event.data)
-                    tasks.cancel_scope.cancel()
-            finally:
-                self._others.pop(websocket, None)
-
-    def _hand_out(self, sender: Websocket, data: str | bytes) -> None:
-        for websocket, stream in list(self._others.items()):
-            if websocket is not sender:
-                try:
-                    stream.send_nowait(data)
-                except WouldBlock:
-                    del self._others[websocket]
-                    stream.close()
+        self._people.add(websocket)
+        try:
+            async for event in websocket:
+                if isinstance(event, Message):
+                    await broadcast(self._people - {websocket}, event.data)
+        finally:
+            self._people.discard(websocket)
 
 
 class _Processes:
@@ -227,15 +203,18 @@ class _Processes:
 
     async def _feed(self, websocket: Websocket, process: Process, scope: anyio.CancelScope) -> None:
         assert process.stdin is not None
-        # A process that does not read any more may have something to say still.
-        with suppress(anyio.BrokenResourceError):
+        reads = True
+        with suppress(ConnectionClosed):
             async for event in websocket:
-                if isinstance(event, Message):
+                if reads and isinstance(event, Message):
                     data = event.data
                     record = data.encode() if isinstance(data, str) else bytes(data)
-                    await process.stdin.send(record + self._separator)
-        if websocket.close_code is not None:
-            scope.cancel()
+                    try:
+                        await process.stdin.send(record + self._separator)
+                    except anyio.BrokenResourceError:
+                        # It may have something to say still.
+                        reads = False
+        scope.cancel()
 
     async def _forward(self, websocket: Websocket, process: Process) -> None:
         assert process.stdout is not None

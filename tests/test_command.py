@@ -470,6 +470,29 @@ async def test_broadcast_on_a_unix_socket(tmp_path: Path) -> None:
             assert await one.receive_bytes() == await three.receive_bytes() == b"\xff"
 
 
+DEAF = """
+import os, pathlib, signal, sys, time
+os.close(0)
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1]).touch(), sys.exit()))
+print("deaf", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+@pytest.mark.anyio
+async def test_a_command_that_does_not_read_ends_with_its_client(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    async with serving("exec", sys.executable, "-c", DEAF, str(mark)) as url:
+        async with open_websocket(url) as websocket:
+            assert await websocket.receive_text() == "deaf"
+            for _ in range(3):
+                await websocket.send("hello?")
+            await websocket.ping()
+        while not mark.exists():  # noqa: ASYNC110 - another process makes it
+            await anyio.sleep(0.02)
+
+
 SCRIPT = """
 import os, sys
 print(os.environ["WEBSOCKET_PATH"], os.environ["WEBSOCKET_QUERY"], flush=True)
