@@ -137,11 +137,18 @@ class Transport(ABC):
 
     @abstractmethod
     async def send_eof(self) -> bool:
-        """End this side's sending; False if the pipe cannot close one direction only."""
+        """End this side's sending, behind what was written; False if the pipe has no such end.
+
+        Raises:
+            TransportLost: the pipe broke or was closed on this side.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close the pipe, politely (TLS sends its close_notify). It never raises but to cancel."""
+        """Close the pipe, politely: what was written is sent, and TLS says that it ends.
+
+        It may wait for the peer. It never raises but to cancel.
+        """
 
     @abstractmethod
     async def abort(self) -> None:
@@ -382,6 +389,7 @@ class StreamTransport(Transport):
 
     async def send_eof(self) -> bool:
         """End this side's sending; False on TLS."""
+        await self.drain()
         try:
             await self._call(self._stream.send_eof)
         except NotImplementedError:
@@ -392,7 +400,9 @@ class StreamTransport(Transport):
         return True
 
     async def aclose(self) -> None:
-        """Close the pipe, with TLS's close_notify."""
+        """Close the pipe, once what was written is sent, with TLS's close_notify."""
+        with contextlib.suppress(TransportLost):
+            await self.drain()
         if self._closed:
             return
         try:

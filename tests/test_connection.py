@@ -23,6 +23,9 @@ from asyncwebsockets import (
     open_websocket_server,
 )
 from asyncwebsockets.events import BytesMessage, Message, Ping, TextMessage
+from asyncwebsockets.transport import StreamTransport
+
+from .conftest import memory_pair
 
 if TYPE_CHECKING:
     from .conftest import Pairs
@@ -631,3 +634,14 @@ async def test_closing_reads_on_from_the_bound_of_the_read_ahead(pairs: Pairs, c
             await anyio.lowlevel.checkpoint()
         await client.close(1000)
         assert client.close_code == 1000
+
+
+@pytest.mark.parametrize("end", ["send_eof", "aclose"])
+async def test_what_a_stream_was_given_goes_before_its_end(end: str) -> None:
+    near, far = memory_pair()
+    transport = StreamTransport(near)
+    transport.write(b"last")
+    await getattr(transport, end)()
+    assert await far.receive() == b"last"
+    with pytest.raises(anyio.EndOfStream):
+        await far.receive()
