@@ -340,3 +340,25 @@ async def test_the_pages_in_chromium(anyio_backend: str, monkeypatch: pytest.Mon
             await browser.visit(f"http://127.0.0.1:{live}/")
             points = 'document.querySelector("polyline").getAttribute("points")'
             await _until(browser, f"return {points}.split(' ').length >= 3", True)
+
+
+def test_the_tests_of_a_bad_network_pass() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "examples/test_network.py",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    # On asyncio and trio.
+    assert "8 passed" in done.stdout

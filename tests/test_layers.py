@@ -33,7 +33,7 @@ LAYERS = {
         ["_tls"],
         ["_pipe"],
         ["_sockets"],
-        ["_lane", "_proxy", "_shared"],
+        ["_lane", "_proxy", "_shared", "testing"],
         ["channel"],
         ["_front"],
         ["websocket"],
