@@ -177,6 +177,13 @@ class SocketTransport(Pipe, Transport):
         if self._failure is not None:
             raise TransportLost(self._failure)
 
+    async def send(self, data: bytes) -> None:
+        """Send all bytes."""
+        self.write(data)
+        # What is broken is clogged.
+        if self.clogged or self._backlog:
+            await self.drain()
+
     def _break(self, exc: BaseException) -> None:
         self._fail(f"the connection broke: {exc}")
 

@@ -132,8 +132,7 @@ class Transport(ABC):
             TransportLost: the pipe broke or was closed on this side.
         """
         self.write(data)
-        if self.clogged or self.unsent:
-            await self.drain()
+        await self.drain()
 
     @abstractmethod
     async def send_eof(self) -> bool:
