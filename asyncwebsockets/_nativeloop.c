@@ -1048,18 +1048,7 @@ pipe_is_set_up(Pipe *self)
 static PyObject *
 caught_os_error(void)
 {
-    if (!PyErr_ExceptionMatches(PyExc_OSError))
-        return NULL;
-#if PY_VERSION_HEX >= 0x030C0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *class, *error, *traceback;
-    PyErr_Fetch(&class, &error, &traceback);
-    PyErr_NormalizeException(&class, &error, &traceback);
-    Py_XDECREF(class);
-    Py_XDECREF(traceback);
-    return error;
-#endif
+    return PyErr_ExceptionMatches(PyExc_OSError) ? raised() : NULL;
 }
 
 /* Sockets do not block here, and so the GIL is kept: to let go of it and to get it back costs as
