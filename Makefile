@@ -21,7 +21,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 # pip's own installer of dependency groups is newer than the pip of most Pythons.
-$(VENV)/.runtime: pyproject.toml setup.py $(NATIVE:=.c)
+$(VENV)/.runtime: pyproject.toml setup.py asyncwebsockets/_native.h $(NATIVE:=.c)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable .
@@ -83,7 +83,8 @@ sanitize: $(VENV)/.tools ## run the tests of what is in C under AddressSanitizer
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0 ASYNCWEBSOCKETS_CODEC=native PYTHONPATH=. \
 		$(CURDIR)/$(BIN)/pytest -q -n auto --timeout 300 tests/test_native.py tests/test_nativeloop.py \
-		tests/test_codec.py tests/test_connection.py tests/test_cancellation.py \
+		tests/test_stepped.py tests/test_broadcast.py tests/test_codec.py \
+		tests/test_connection.py tests/test_cancellation.py \
 		-k "not trio and not uvloop and not stream and not unix and not pure"
 
 # What they find is in build/corpora, beside what is committed; what fails, in build/fuzz.
