@@ -362,8 +362,9 @@ class AsyncioSocket(SocketTransport, PushTransport):
                 raise TransportLost(self._failure)
             if self._eof:
                 return b""
-            if not self._reading and self._receive_now():
-                # It was there already, as most requests are.
+            if self._receive_now():
+                # It was there already, as most requests are; and uvloop does not tell of an end
+                # behind bytes that it has told of.
                 continue
             self.resume()
             if self._arrived is None:
@@ -393,9 +394,10 @@ class AsyncioSocket(SocketTransport, PushTransport):
         self._watch_anew()
 
     def _watch_anew(self) -> None:
+        # Also where writing has failed: what came before is still to be read.
         if self._reading:
-            self.pause()
-            self.resume()
+            self._loop.remove_reader(self._sock)
+            self._loop.add_reader(self._sock, self._read_on)
 
     def pause(self) -> None:
         """Read nothing more for now."""
