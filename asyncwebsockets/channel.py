@@ -712,6 +712,9 @@ class WireChannel(Lane, Channel, Supervised, Sink):
     def _decode(self) -> None:
         """Turn what was read into events, as far as there is room for them, for a while."""
         self._undecoded = True
+        if self._violation is not None:
+            # What is behind a broken rule is not for anybody.
+            return
         for _ in range(_MAX_BATCHES):
             room = self._most_queued - self._queued
             if self._ended or room <= 0:

@@ -152,6 +152,21 @@ async def test_what_came_before_a_bad_frame_can_be_answered(pairs: Pairs) -> Non
         assert (first, payload[:2]) == (0x88, close_payload(1002))
 
 
+async def test_nothing_behind_a_bad_frame_is_received(pairs: Pairs) -> None:
+    """In one read with a message in fragments, as in Autobahn's case 5.15."""
+    async with raw_client(pairs) as (raw, ws):
+        await raw.send(
+            frame(1, b"frag", masked=True, fin=False)
+            + frame(0, b"ments", masked=True)
+            + frame(0, b"of nothing", masked=True, fin=False)
+            + frame(1, b"behind", masked=True)
+        )
+        assert await ws.receive_text() == "fragments"
+        with pytest.raises(ConnectionClosedError) as caught:
+            await ws.receive()
+        assert caught.value.code == 1002
+
+
 async def test_a_client_refuses_masked_frames(pairs: Pairs) -> None:
     async with raw_server(pairs) as (raw, ws):
         await raw.send(frame(1, b"x", masked=True))
