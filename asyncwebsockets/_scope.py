@@ -91,6 +91,7 @@ class WebsocketScope:
 
     def __init__(self, connect: Callable[[], Awaitable[Opened]]) -> None:
         self._connect = connect
+        self._entered = False
         self._background: Background | None = None
         self._websocket: Websocket | None = None
 
@@ -99,8 +100,9 @@ class WebsocketScope:
         return self
 
     async def __aenter__(self) -> Websocket:
-        if self._background is not None:
+        if self._entered:
             raise RuntimeError("this connection's scope was entered before")
+        self._entered = True
         opened = await self._connect()
         self._background = Background()
         self._websocket = opened.websocket(await self._background.start())

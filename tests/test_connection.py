@@ -636,6 +636,18 @@ async def test_closing_reads_on_from_the_bound_of_the_read_ahead(pairs: Pairs, c
         assert client.close_code == 1000
 
 
+async def test_a_scope_that_failed_is_not_entered_again(pairs: Pairs) -> None:
+    near, far = await pairs.streams()
+    for scope in (open_websocket_client(near, "host", "/"), open_websocket_server(far)):
+        with anyio.CancelScope() as cancelled:
+            cancelled.cancel()
+            async with scope:
+                pytest.fail("entered where all is cancelled")
+        with pytest.raises(RuntimeError, match="entered before"):
+            async with scope:
+                pytest.fail("entered twice")
+
+
 @pytest.mark.parametrize("end", ["send_eof", "aclose"])
 async def test_what_a_stream_was_given_goes_before_its_end(end: str) -> None:
     near, far = memory_pair()
