@@ -801,6 +801,8 @@ async def _check_use_after_close(pair: Pair, capacity: int) -> None:
             _expect(await _is_lost(a.receive), "receive did not raise TransportLost")
             _expect(await _is_lost(lambda: a.send(b"x")), "send did not raise TransportLost")
             a.extra(SocketAttribute.raw_socket, None)
+            for address in (a.local_address, a.remote_address):
+                _expect(address is None or isinstance(address, (str, tuple)), "no address")
             _expect(a.secure in (True, False), "it no longer says whether it is secure")
 
 

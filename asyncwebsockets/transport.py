@@ -31,6 +31,10 @@ IDLE_DRAIN = 1.0
 _MAX_PIECE = 256 * 1024
 
 
+# What comes of asking a closed stream what it is: uvloop has no socket to ask any more.
+_CLOSED = (OSError, ValueError, AttributeError)
+
+
 class TransportLost(Exception):
     """The pipe is broken: nothing more can be sent or received."""
 
@@ -273,7 +277,10 @@ class StreamTransport(Transport):
         self._protected = False
         self._shield: anyio.CancelScope | None = None
         self._slow: anyio.CancelScope | None = None
-        raw = stream.extra(SocketAttribute.raw_socket, None)
+        raw = self._ask(SocketAttribute.raw_socket)
+        if raw is not None and raw.fileno() < 0:
+            # Waiting for its socket would fail in ways of each event loop's own.
+            self._closed = True
         # Closing an in-memory stream does not wake the task that waits in it.
         self._wakes = raw is not None
         self._waiting: set[anyio.CancelScope] = set()
@@ -438,17 +445,24 @@ class StreamTransport(Transport):
     @property
     def secure(self) -> bool:
         """Whether the stream, or the one below it, is a TLS stream."""
-        return self._stream.extra(TLSAttribute.ssl_object, None) is not None
+        return self._ask(TLSAttribute.ssl_object) is not None
 
     @property
     def local_address(self) -> Address:
-        """This side's address."""
-        return as_address(self._stream.extra(SocketAttribute.local_address, None))
+        """This side's address, None where the stream has none or is closed."""
+        return as_address(self._ask(SocketAttribute.local_address))
 
     @property
     def remote_address(self) -> Address:
-        """The peer's address."""
-        return as_address(self._stream.extra(SocketAttribute.remote_address, None))
+        """The peer's address, None where the stream has none or is closed."""
+        return as_address(self._ask(SocketAttribute.remote_address))
+
+    def _ask(self, attribute: Any) -> Any:
+        """Return an attribute of the stream, None where it has none or is closed."""
+        try:
+            return self._stream.extra(attribute, None)
+        except _CLOSED:
+            return None
 
     def extra(self, attribute: Any, default: object = ...) -> Any:
         """Return a typed attribute of the stream."""

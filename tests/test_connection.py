@@ -16,6 +16,7 @@ from asyncwebsockets import (
     ConnectionClosedLocally,
     ConnectionClosedOK,
     Deflate,
+    HandshakeError,
     Settings,
     UnexpectedMessage,
     Websocket,
@@ -25,7 +26,7 @@ from asyncwebsockets import (
 from asyncwebsockets.events import BytesMessage, Message, Ping, TextMessage
 from asyncwebsockets.transport import StreamTransport
 
-from .conftest import memory_pair
+from .conftest import cut, memory_pair
 
 if TYPE_CHECKING:
     from .conftest import Pairs
@@ -646,6 +647,19 @@ async def test_a_scope_that_failed_is_not_entered_again(pairs: Pairs) -> None:
         with pytest.raises(RuntimeError, match="entered before"):
             async with scope:
                 pytest.fail("entered twice")
+
+
+async def test_a_closed_stream_is_told(pairs: Pairs) -> None:
+    for streams in (await pairs.streams(), await pairs.streams()):
+        for stream in streams:
+            await cut(stream)
+        for scope in (
+            open_websocket_client(streams[0], "host", "/"),
+            open_websocket_server(streams[1]),
+        ):
+            with pytest.raises(HandshakeError, match="the connection was lost in the handshake"):
+                async with scope:
+                    pytest.fail("the stream is closed")
 
 
 @pytest.mark.parametrize("end", ["send_eof", "aclose"])
