@@ -6,7 +6,7 @@ import json
 import sys
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import anyio
 from anyio.abc import SocketAttribute
@@ -32,7 +32,7 @@ if sys.version_info < (3, 11):
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
     from types import TracebackType
 
     from wsproto.extensions import Extension
@@ -45,6 +45,8 @@ __all__ = ["MessageStream", "MessageWriter", "Websocket"]
 
 #: What can be sent as one message or piece.
 Data: TypeAlias = "str | bytes | bytearray | memoryview[Any]"
+
+T = TypeVar("T")
 
 # Pieces shorter than that are joined to longer ones, that many at a time.
 _SHORT = 1024
@@ -289,27 +291,23 @@ class Websocket(Front):
         """
         return json.loads((await self._receive_message()).data)
 
-    async def iter_text(self) -> AsyncIterator[str]:
+    def iter_text(self) -> AsyncIterator[str]:
         """Iterate over the messages, each of which is to be text; ends as ``async for`` does.
 
         Raises:
             UnexpectedMessage: a binary message came.
             ConnectionClosedError, anyio.BusyResourceError: as :meth:`receive`.
         """
-        async for event in self:
-            if isinstance(event, Message):
-                yield _expect_text(event)
+        return _Messages(self, _expect_text)
 
-    async def iter_bytes(self) -> AsyncIterator[bytes]:
+    def iter_bytes(self) -> AsyncIterator[bytes]:
         """Iterate over the messages, each of which is to be binary; ends as ``async for`` does.
 
         Raises:
             UnexpectedMessage: a text message came.
             ConnectionClosedError, anyio.BusyResourceError: as :meth:`receive`.
         """
-        async for event in self:
-            if isinstance(event, Message):
-                yield _expect_bytes(event)
+        return _Messages(self, _expect_bytes)
 
     @asynccontextmanager
     async def receive_stream(self) -> AsyncGenerator[MessageStream, None]:
@@ -559,6 +557,23 @@ class Websocket(Front):
             await self.close(1011, "")
         else:
             await self._channel.abort(1001)
+
+
+class _Messages(Generic[T]):
+    """The messages of one kind. Unlike a generator, it needs no end where its loop is left."""
+
+    def __init__(self, websocket: Websocket, expect: Callable[[Message[Any]], T]) -> None:
+        self._websocket = websocket
+        self._expect: Callable[[Message[Any]], T] = expect
+
+    def __aiter__(self) -> _Messages[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        while True:
+            event = await self._websocket.__anext__()
+            if isinstance(event, Message):
+                return self._expect(event)
 
 
 class _Pieces:

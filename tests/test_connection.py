@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -359,6 +360,17 @@ async def test_iter_text_and_iter_bytes_end_with_the_connection(pairs: Pairs) ->
                 assert data == b"a"
                 received += 1
         assert received == 1
+
+
+async def test_leaving_a_loop_over_messages_leaves_nothing_to_be_closed(pairs: Pairs) -> None:
+    async with pairs.connect() as (client, server):
+        for text in ("a", "b"):
+            await client.send(text)
+            async for received in server.iter_text():
+                assert received == text
+                break
+        # trio says of a generator that it was not closed.
+        gc.collect()
 
 
 async def test_a_ping_is_answered_whatever_the_other_side_awaits(pairs: Pairs) -> None:
