@@ -775,13 +775,17 @@ async def _listen(
     sockets: Iterable[socket.socket] | None,
 ) -> list[SocketListener]:
     if uds is not None:
-        return [await anyio.create_unix_listener(uds)]
+        # Cancelled half way, it would leave the socket's file.
+        with anyio.CancelScope(shield=True):
+            return [await anyio.create_unix_listener(uds)]
     if sockets is not None:
         ready = list(sockets)
         for sock in ready:
             if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise ValueError(f"expected sockets that listen, got {sock}")
-        return [await SocketListener.from_socket(sock) for sock in ready]
+        # Cancelled half way, it would leave some of them open.
+        with anyio.CancelScope(shield=True):
+            return [await SocketListener.from_socket(sock) for sock in ready]
     assert port is not None
     multi = await anyio.create_tcp_listener(local_host=host, local_port=port)
     return [listener for listener in multi.listeners if isinstance(listener, SocketListener)]

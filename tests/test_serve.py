@@ -8,6 +8,7 @@ import socket
 import struct
 from contextlib import asynccontextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -41,6 +42,7 @@ from asyncwebsockets.events import TextMessage
 
 from .conftest import cut, until
 from .frames import REQUEST, frame
+from .steps import Cut, at_each_step
 
 if TYPE_CHECKING:
     import ssl
@@ -929,6 +931,29 @@ async def test_another_servers_socket_file_is_left_alone(tmp_path: Path) -> None
             await first.close()
             stream = await anyio.connect_unix(path)
             await stream.aclose()
+
+
+@pytest.mark.parametrize("where", ["uds", "sockets"])
+async def test_cancelled_at_any_await_it_leaves_no_socket(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "socket"
+
+    async def scenario(cut: Cut) -> None:
+        ready = [socket.create_server(("127.0.0.1", 0)) for _ in range(2 * (where == "sockets"))]
+
+        async def run() -> None:
+            # As soon as it serves, it is enough.
+            with anyio.CancelScope() as scope:
+                status: Any = SimpleNamespace(started=lambda server: scope.cancel())
+                if where == "uds":
+                    await serve(echo, uds=path, task_status=status)
+                else:
+                    await serve(echo, sockets=ready, task_status=status)
+
+        await cut.run(run)
+        assert not path.exists()
+        assert [sock.fileno() for sock in ready] == [-1] * len(ready)
+
+    await at_each_step(scenario)
 
 
 async def test_a_second_close_may_shorten_the_grace() -> None:
