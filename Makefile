@@ -15,7 +15,8 @@ NATIVE := asyncwebsockets/_native asyncwebsockets/_nativeloop
 PACKAGES := $(wildcard asyncwebsockets asgi_bridge)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test pure lint format types sanitize fuzz load soak bench conformance conformance-all clean
+.PHONY: help venv demo test pure cancellation lint format types sanitize fuzz load soak bench \
+	conformance conformance-all clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -62,7 +63,11 @@ test: $(VENV)/.tools $(NODE_PEER)/node_modules/.installed ## run the tests (PYTE
 
 pure: $(VENV)/.tools ## run the connections' tests without anything in C
 	ASYNCWEBSOCKETS_CODEC=pure $(BIN)/pytest -q -n auto --dist worksteal \
-		tests/test_connection.py tests/test_cancellation.py tests/test_serve.py tests/test_tls.py
+		tests/test_connection.py tests/test_cancellation.py tests/test_every_await.py \
+		tests/test_serve.py tests/test_tls.py
+
+cancellation: $(VENV)/.tools ## cancel connections at every await there is (the tests take a sample)
+	ASYNCWEBSOCKETS_EVERY_STEP=1 $(BIN)/pytest -q -n auto --dist worksteal tests/test_every_await.py
 
 # A copy in $(1), so that what is installed stays as it is, with what is in C built by $(2).
 define sanitized
