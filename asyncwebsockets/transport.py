@@ -407,8 +407,10 @@ class StreamTransport(Transport):
 
     async def aclose(self) -> None:
         """Close the pipe, once what was written is sent, with TLS's close_notify."""
-        with contextlib.suppress(TransportLost):
-            await self.drain()
+        if not self._sending:
+            # Where another task is at it, the peer may not read: closing ends that.
+            with contextlib.suppress(TransportLost):
+                await self.drain()
         if self._closed:
             return
         try:
