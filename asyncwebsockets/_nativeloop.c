@@ -1,5 +1,6 @@
 /* What runs for every message beside the codec, in C: `Waiter` and the way to ask for a
-   cancellation of _loop.py, and the account of pace.py. Each does what its twin in Python does. */
+   cancellation of _loop.py, the account of pace.py, and the short ways of _pipe.py, _lane.py and
+   _front.py. Each does what its twin in Python does. `Stepped` has none: there a task does it. */
 
 #include "_native.h"
 

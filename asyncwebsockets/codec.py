@@ -110,7 +110,7 @@ class Codec(ABC):
     def pending(self, limit: int, /) -> bool:
         """Whether there is more to decode behind what `next_message` has returned.
 
-        What has come of a message may wait for the rest of its frame, if that is not much.
+        What has come of a message in one frame may wait for the rest of it; see `collecting`.
         """
         return False
 

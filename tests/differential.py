@@ -87,7 +87,7 @@ def decode_messages(codec: Codec, chunks: Iterable[bytes], limit: int) -> list[A
                 return trace
             if not events:
                 break
-            # All that may wait is the beginning of a message that is not long.
+            # All that may wait is the beginning of a message.
             if not left and not isinstance(codec, PureCodec):
                 (event, _), *more = events
                 assert isinstance(event, Message)
