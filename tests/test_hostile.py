@@ -196,7 +196,7 @@ async def idle(ws: Websocket) -> None:
 async def test_handshakes_that_do_not_come_to_an_end_are_few(sent: bytes) -> None:
     """What each takes is little; who comes when there are too many is told 503."""
     most = 20
-    each = 16 * KIB + 2 * len(sent)
+    each = 32 * KIB + 2 * len(sent)
     async with anyio.create_task_group() as tg:
         settings = Settings(max_handshakes=most)
         server: Server = await tg.start(partial(serve, idle, "127.0.0.1", 0, settings=settings))
@@ -248,7 +248,7 @@ async def test_bytes_behind_the_handshake_are_bounded_while_the_filter_runs() ->
         await anyio.sleep_forever()
         return True
 
-    with taking_at_most(256 * KIB):
+    with taking_at_most(512 * KIB):
         async with anyio.create_task_group() as tg:
             tg.start_soon(flood)
             tg.start_soon(partial(open_websocket_server, far, slow)().__aenter__)
@@ -333,10 +333,10 @@ async def test_endless_empty_fragments_take_nothing(pairs: Pairs) -> None:
     fragments = frame(0, fin=False, masked=True) * 500
     async with raw_client(pairs) as (raw, ws):
         await raw.send(frame(2, fin=False, masked=True))
-        with taking_at_most(512 * KIB):
+        with taking_at_most(MIB):
             async with anyio.create_task_group() as tg:
                 tg.start_soon(ws.receive)
-                for _ in range(20):
+                for _ in range(80):
                     await raw.send(fragments)
                 await raw.send(frame(0, masked=True))
 
@@ -372,10 +372,10 @@ async def test_a_flood_of_empty_messages_stalls_at_the_read_ahead(pairs: Pairs) 
 async def test_a_ping_flood_of_a_peer_that_does_not_read_is_bounded(pairs: Pairs) -> None:
     pings = frame(9, bytes(125), masked=True) * 400
     async with raw_client(pairs, Settings(ping_interval=None)) as (raw, ws):
-        with taking_at_most(512 * KIB):
+        with taking_at_most(MIB):
             async with anyio.create_task_group() as tg:
                 tg.start_soon(ws.wait_closed)
-                for _ in range(25):
+                for _ in range(100):
                     await raw.send(pings)
                 for _ in range(10):
                     await anyio.wait_all_tasks_blocked()
