@@ -39,7 +39,8 @@ PEERS = {
     "websockets": Peer("websockets", "with_websockets"),
     "trio-websocket": Peer("trio-websocket", "with_trio_websocket"),
     "httpx-ws": Peer("httpx-ws", "with_httpx_ws"),
-    "nothing": Peer("a loop of `socket.send`", "with_nothing"),
+    "nothing": Peer("no library, a loop of system calls", "with_nothing"),
+    "nothing-64": Peer("no library, a loop of system calls", "with_nothing", "64"),
     "host": Peer("asgi_bridge's host", "with_host"),
     "uvicorn-sansio": Peer("uvicorn, websockets-sansio", "with_uvicorn", "websockets-sansio"),
     "uvicorn-wsproto": Peer("uvicorn, wsproto", "with_uvicorn", "wsproto"),
@@ -116,6 +117,7 @@ _SERVERS = _entries(
     trio=f"ours ours-pure ours-stream {_TRIO}",
 )
 _PLAIN = _entries(uvloop=f"ours {_ASYNCIO}", asyncio=f"ours {_ASYNCIO}", trio=f"ours {_TRIO}")
+_FLOOR = _entries(none="nothing")
 _CLIENTS = _entries(
     uvloop=f"ours {_ASYNCIO}", asyncio=f"ours {_ASYNCIO} httpx-ws", trio=f"ours {_TRIO} httpx-ws"
 )
@@ -136,12 +138,17 @@ _DEFLATE_NOTE = (
 )
 
 CASES = [
-    Case("ping-pong", "One connection, one message in flight, 128 B", _SERVERS),
-    Case("100x1", "100 connections, one message in flight, 128 B", _SERVERS, connections=100),
+    Case("ping-pong", "One connection, one message in flight, 128 B", [*_SERVERS, *_FLOOR]),
+    Case(
+        "100x1",
+        "100 connections, one message in flight, 128 B",
+        [*_SERVERS, *_FLOOR],
+        connections=100,
+    ),
     Case(
         "1x64",
         "One connection, 64 messages in flight, 128 B",
-        _SERVERS,
+        [*_SERVERS, *_entries(none="nothing-64")],
         in_flight=64,
         note=_FLIGHT,
     ),
@@ -204,7 +211,7 @@ CASES = [
     Case(
         "broadcast",
         "One message to 1,000 subscribers, 128 B",
-        [*_PLAIN, Entry("nothing:none")],
+        [*_PLAIN, *_FLOOR],
         "broadcast",
         connections=1000,
         note="A message is a delivery; the latency is to the last of the 1,000. Ours,"

@@ -78,6 +78,8 @@ Shares of the CPU time a message that the peer needs in the same race, on the sa
   and one epoll, with frames made beforehand, that counts bytes. It checks one message of each
   server byte by byte before it counts. It waits for all answers to what it sent at once, then
   sends again.
+- **No library** is the floor: one thread that waits for a socket with epoll, receives, and sends
+  frames made beforehand, without a look at what came. No server can be cheaper.
 - Everybody has the same: no compression unless the case is about it, 16 MiB for a message, no
   keepalive except for memory, no access log, uvicorn with httptools, each server one process with
   the settings its documentation recommends. permessage-deflate is left at each peer's own level

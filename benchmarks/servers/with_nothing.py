@@ -1,4 +1,7 @@
-"""No library: one thread hands every message to all, as the floor of what that costs."""
+"""No library: one thread reads and sends what was made beforehand, as the floor of what that costs.
+
+Variants: how many messages to answer at once.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,17 @@ import select
 import socket
 
 from ..load import Link, accept, plain
-from . import options
+from . import Options, options
 
 SIZE = 128
 
 
-def main(port: int) -> None:
+def main(chosen: Options) -> None:
     # What comes is counted, not looked at.
-    traffic = plain(SIZE, server=True)
+    traffic = plain(SIZE, int(chosen.variant or 1), server=True)
     links: dict[int, Link] = {}
     with (
-        socket.create_server(("127.0.0.1", port), backlog=1024) as listener,
+        socket.create_server(("127.0.0.1", chosen.port), backlog=1024) as listener,
         select.epoll() as poll,
     ):
         poll.register(listener, select.EPOLLIN)
@@ -27,9 +30,9 @@ def main(port: int) -> None:
                     links[link.fileno()] = link
                     poll.register(link, select.EPOLLIN)
                 elif links[fd].receive():
-                    for link in links.values():
+                    for link in links.values() if chosen.broadcast else (links[fd],):
                         link.send()
 
 
 if __name__ == "__main__":
-    main(options().port)
+    main(options())
