@@ -55,6 +55,13 @@ _OWN_FIELDS = frozenset(
     )
 )
 
+# Fields that would put a body where none belongs.
+_BODY_FIELDS = frozenset((b"content-length", b"transfer-encoding"))
+
+# What a filter may not set, and what is not among wsproto's `extra_headers`.
+_RESERVED = _OWN_FIELDS | _BODY_FIELDS
+_NOT_EXTRA = _OWN_FIELDS | {b"host"}
+
 _ABSOLUTE_FORM = re.compile(
     r"(?:http|https|ws|wss)://((?:\[[0-9A-Fa-f:.]+\]|[^\[\]/?#@:]+)(?::\d*)?)(?=[/?]|$)",
     re.IGNORECASE,
@@ -63,8 +70,8 @@ _ABSOLUTE_FORM = re.compile(
 # How h11 quotes what came.
 _QUOTED = re.compile(r":? (?:bytearray\()?b['\"]")
 
-# Fields that would put a body where none belongs.
-_BODY_FIELDS = frozenset((b"content-length", b"transfer-encoding"))
+# 16 bytes in base64.
+_NONCE = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
 # A request as clients write it, in one piece. It is strict, so that h11, which is asked about
 # anything else, would read the same from it; each character has one way to match.
@@ -84,6 +91,10 @@ _COMMON = {
         (b"Upgrade", b"websocket"),
     )
 }
+
+# What every 101 begins with.
+_SWITCH = b"HTTP/1.1 101 Switching Protocols\r\n"
+_SWITCHED = ((b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"))
 
 # The values of header fields by their names in lower case.
 _Fields: TypeAlias = dict[bytes, list[bytes]]
@@ -113,7 +124,7 @@ def accept_headers(event: AcceptConnection) -> RawHeaders:
         TypeError, ValueError: as :func:`normalize_headers`, or a field belongs to the handshake.
     """
     headers = normalize_headers(event.extra_headers)
-    _check_free(headers, _OWN_FIELDS | _BODY_FIELDS)
+    _check_free(headers, _RESERVED)
     return headers
 
 
@@ -148,13 +159,18 @@ def _check_free(headers: RawHeaders, taken: frozenset[bytes]) -> None:
 
 def _accept_token(key: bytes) -> bytes:
     # SHA-1 is the protocol's, not for security (RFC 6455 section 10.8).
-    return base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
+    digest = hashlib.sha1(key + _GUID, usedforsecurity=False).digest()
+    return binascii.b2a_base64(digest, newline=False)
 
 
 def _by_name(headers: RawHeaders) -> _Fields:
     fields: _Fields = {}
     for name, value in headers:
-        fields.setdefault(name.lower(), []).append(value)
+        lower = name.lower()
+        if lower in fields:
+            fields[lower].append(value)
+        else:
+            fields[lower] = [value]
     return fields
 
 
@@ -162,15 +178,15 @@ def _items(fields: _Fields, name: bytes) -> list[str]:
     """Return the items of a list field over all its lines."""
     if name not in fields:
         return []
-    return [item for value in fields.get(name, ()) for item in split_list(value.decode("latin-1"))]
+    return [item for value in fields[name] for item in split_list(value.decode("latin-1"))]
 
 
 def _has_token(fields: _Fields, name: bytes, token: bytes) -> bool:
-    values = fields.get(name, [])
+    values = fields.get(name, ())
     # Mostly it is all there is.
-    return any(value.lower() == token for value in values) or any(
-        item.lower() == token.decode() for item in _items(fields, name)
-    )
+    if len(values) == 1 and values[0].lower() == token:
+        return True
+    return any(item.lower() == token.decode() for item in _items(fields, name))
 
 
 def _phrase(status: int) -> bytes:
@@ -313,20 +329,21 @@ class ServerHandshake:
             raise InvalidHandshake(
                 f"expected the method GET, got {method}", 405, [(b"Allow", b"GET")]
             )
-        if (
-            any(value.strip() != b"0" for value in fields.get(b"content-length", ()))
-            or b"transfer-encoding" in fields
+        if b"transfer-encoding" in fields or (
+            b"content-length" in fields
+            and any(value.strip() != b"0" for value in fields[b"content-length"])
         ):
             raise InvalidHandshake("expected a request without a body")
 
         target = raw_target.decode("ascii")
         authority = fields[b"host"][0].decode("latin-1") if b"host" in fields else ""
-        absolute = _ABSOLUTE_FORM.match(target)
-        if absolute is not None:
-            # Its authority overrides Host (RFC 9112 section 3.2.2).
-            authority = absolute[1]
-            target = target[absolute.end() :]
-            target = target if target.startswith("/") else f"/{target}"
+        if not target.startswith("/"):
+            absolute = _ABSOLUTE_FORM.match(target)
+            if absolute is not None:
+                # Its authority overrides Host (RFC 9112 section 3.2.2).
+                authority = absolute[1]
+                target = target[absolute.end() :]
+                target = target if target.startswith("/") else f"/{target}"
         if not target.startswith("/") or "#" in target:
             # The query is left out: it may have a secret.
             path = target.partition("?")[0]
@@ -338,7 +355,7 @@ class ServerHandshake:
             extra_headers=[
                 (lower, value)
                 for name, value in headers
-                if (lower := name.lower()) not in _OWN_FIELDS and lower != b"host"
+                if (lower := name.lower()) not in _NOT_EXTRA
             ],
             subprotocols=subprotocols,
             method=method,
@@ -377,13 +394,9 @@ class ServerHandshake:
         if len(keys) != 1:
             raise InvalidHandshake(f"expected one Sec-WebSocket-Key header field, got {len(keys)}")
         self._key = keys[0]
-        try:
-            nonce = base64.b64decode(self._key, validate=True)
-        except binascii.Error:
-            nonce = b""
-        if len(nonce) != 16:
+        if _NONCE.fullmatch(self._key) is None:
             raise InvalidHandshake("expected 16 bytes in base64 as Sec-WebSocket-Key")
-        if len(set(subprotocols)) != len(subprotocols):
+        if subprotocols and len(set(subprotocols)) != len(subprotocols):
             raise InvalidHandshake(f"expected each subprotocol once, got {subprotocols}")
         for subprotocol in subprotocols:
             if not is_token(subprotocol):
@@ -419,26 +432,22 @@ class ServerHandshake:
         request = self._request
         assert request is not None
         assert self.upgrade
-        headers = accept_headers(event)
+        headers = accept_headers(event) if event.extra_headers else []
         subprotocol = event.subprotocol
         if subprotocol is not None and subprotocol not in request.subprotocols:
             raise ValueError(
                 f"expected one of the offered subprotocols {request.subprotocols}, "
                 f"got {subprotocol!r}"
             )
-        agreed, answers = _negotiate(request, extensions)
-        fields = [
-            (b"Upgrade", b"websocket"),
-            (b"Connection", b"Upgrade"),
-            (b"Sec-WebSocket-Accept", _accept_token(self._key)),
-        ]
+        agreed, answers = _negotiate(request, extensions) if extensions else ([], [])
+        fields = [*_SWITCHED, (b"Sec-WebSocket-Accept", _accept_token(self._key))]
         if subprotocol is not None:
             fields.append((b"Sec-WebSocket-Protocol", subprotocol.encode("ascii")))
         if answers:
             fields.append((b"Sec-WebSocket-Extensions", ", ".join(answers).encode("ascii")))
         fields += headers
         lines = [b"%s: %s\r\n" % field for field in fields]
-        data = b"".join([b"HTTP/1.1 101 Switching Protocols\r\n", *lines, b"\r\n"])
+        data = b"".join([_SWITCH, *lines, b"\r\n"])
         return data, Response(101, fields), agreed
 
     def reject(self, response: Reject) -> bytes:
@@ -544,7 +553,7 @@ class ClientHandshake:
         max_size: int | None = None,
     ) -> None:
         extra = normalize_headers(headers)
-        _check_free(extra, _OWN_FIELDS | _BODY_FIELDS)
+        _check_free(extra, _RESERVED)
         if isinstance(subprotocols, str):
             raise TypeError("expected a sequence of subprotocols, got a str")
         offered = list(subprotocols or ())
