@@ -387,13 +387,11 @@ class AsyncioSocket(SocketTransport, PushTransport):
     def _on_hangup(self) -> None:
         """Read to the end on a loop that tells of a broken socket only once."""
         self._hung_up = True
-        self._watch_anew()
+        if self._reading:
+            self._read_on()
 
     def _read_on(self) -> None:
         self.on_readable()
-        self._watch_anew()
-
-    def _watch_anew(self) -> None:
         # Also where writing has failed: what came before is still to be read.
         if self._reading:
             self._loop.remove_reader(self._sock)
