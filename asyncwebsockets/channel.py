@@ -778,8 +778,9 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self.on_end()
         if self._supervisor is not None and not self._closed_locally:
             if self._push is not None:
-                # After the handler, which often ends with the connection and finishes it.
-                self._push.call_soon(self._finish_unless_begun)
+                # After the handler, which often ends with the connection and finishes it: what
+                # steps it needs a turn of the loop, and its task another.
+                self._push.call_soon(self._finish_later)
             else:
                 self._supervisor.spawn(self._finish)
 
@@ -1096,6 +1097,11 @@ class WireChannel(Lane, Channel, Supervised, Sink):
                 self._lost("the peer did not answer Close within close_timeout")
         finally:
             await self._conclude()
+
+    def _finish_later(self) -> None:
+        assert self._push is not None
+        if self._finished is None:
+            self._push.call_soon(self._finish_unless_begun)
 
     def _finish_unless_begun(self) -> None:
         assert self._supervisor is not None
