@@ -83,9 +83,8 @@ class SocketTransport(Pipe, Transport):
         with contextlib.suppress(OSError):
             self._local = as_address(sock.getsockname())
             self._remote = as_address(sock.getpeername())
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Other sockets than TCP's refuse.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
     def pace(self) -> Pace:
