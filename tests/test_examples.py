@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from anyio.abc import SocketAttribute
+from anyio.streams.buffered import BufferedByteReceiveStream
 from starlette.testclient import TestClient
 
 from asgi_bridge import open_websocket_app
 from asyncwebsockets import (
     ConnectionClosedOK,
     Rejected,
+    Websocket,
     open_websocket,
     serve,
 )
@@ -32,6 +34,8 @@ from .peers.with_chromium import Chromium
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from anyio.abc import Process
 
     from .peers.with_chromium import Browser
 
@@ -298,6 +302,42 @@ async def test_graceful() -> None:
         if process.returncode is None:
             process.kill()
         await process.aclose()
+
+
+@pytest.mark.anyio
+async def test_reconnecting() -> None:
+    async def say_goodbye(websocket: Websocket) -> None:
+        assert await websocket.receive_text() == "hello"
+
+    @asynccontextmanager
+    async def running(*arguments: str) -> AsyncIterator[tuple[Process, BufferedByteReceiveStream]]:
+        process = await anyio.open_process([sys.executable, *arguments], cwd=ROOT)
+        try:
+            assert process.stdout is not None
+            yield process, BufferedByteReceiveStream(process.stdout)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.aclose()
+
+    port = free_port()
+    url = f"ws://127.0.0.1:{port}/"
+    with anyio.fail_after(45):
+        async with running("examples/graceful.py", str(port)) as (server, said):
+            await said.receive_until(b"listening", 1000)
+            async with running("examples/reconnecting.py", url) as (client, heard):
+                assert await heard.receive_until(b"hello\n", 1000) == b"connected\n"
+                server.send_signal(signal.SIGTERM)
+                # It is told of the restart, and then there is no server.
+                told = await heard.receive_until(b": the next attempt in ", 1000)
+                assert told == b"ConnectionClosedOK"
+                assert await server.wait() == 0
+                await heard.receive_until(b"Error: the next attempt in ", 1000)
+                async with anyio.create_task_group() as tasks:
+                    again = await tasks.start(serve, say_goodbye, "127.0.0.1", port)
+                    await heard.receive_until(b" s\nconnected\nthe server is done\n", 1000)
+                    assert await client.wait() == 0
+                    await again.close()
 
 
 async def _until(browser: Browser, script: str, expected: Any) -> None:
