@@ -15,7 +15,7 @@ NATIVE := asyncwebsockets/_native asyncwebsockets/_nativeloop
 PACKAGES := $(wildcard asyncwebsockets asgi_bridge)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test pure cancellation lint format types sanitize fuzz load soak bench \
+.PHONY: help venv demo test pure cancellation lint format types sanitize fuzz load soak bench docs \
 	conformance conformance-all clean
 
 help: ## show this list
@@ -39,6 +39,10 @@ $(VENV)/.demo: $(VENV)/.runtime
 # Apart from the tools, for the plot takes libraries that not every Python has.
 $(VENV)/.bench: $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
 # For CPython on Linux and macOS only.
@@ -127,6 +131,9 @@ types: $(VENV)/.tools $(VENV)/.bench ## check types, and that users get them
 			$(BIN)/pyright --pythonpath "$(CURDIR)/$(BIN)/python" \
 			--verifytypes $$package --ignoreexternal || exit; \
 	done
+
+docs: $(VENV)/.docs ## build the documentation as a site in build/docs; warnings are errors
+	$(BIN)/sphinx-build -q -W --keep-going -n -d build/doctrees docs build/docs
 
 load: $(VENV)/.tools ## 8000 connections, a full server, and a drain, on LOAD_BACKEND=uvloop
 	for scenario in load overload drain; do \

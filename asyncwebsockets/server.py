@@ -490,7 +490,7 @@ class Server:
 
     @property
     def addresses(self) -> list[Address]:
-        """Where it listens: ``(host, port)``, or the path of a Unix socket."""
+        """Where it listens, as ``(host, port)`` or the path of a Unix socket."""
         return [
             as_address(listener.extra(SocketAttribute.local_address))
             for listener in self._listeners

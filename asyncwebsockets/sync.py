@@ -159,7 +159,7 @@ class SyncWebsocket:
 
     @property
     def response(self) -> Response:
-        """The server's answer to it: status and header fields of the 101."""
+        """The server's answer to it, with status and header fields of the 101."""
         return self._websocket.response
 
     @property

@@ -112,7 +112,7 @@ class Websocket(Front):
 
     @property
     def response(self) -> Response:
-        """The server's answer to it: status and header fields of the 101."""
+        """The server's answer to it, with status and header fields of the 101."""
         return self._channel.response
 
     @property
@@ -155,7 +155,7 @@ class Websocket(Front):
 
     @property
     def state(self) -> ConnectionState:
-        """Where the connection stands: OPEN, one of the CLOSING, or CLOSED."""
+        """Where the connection stands, OPEN, one of the CLOSING, or CLOSED."""
         return self._channel.state
 
     @property
