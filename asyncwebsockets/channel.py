@@ -1125,7 +1125,11 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         closing into a reset, which may destroy our Close before the peer has read it.
         """
         failed = self._failure is not None
-        if not self._eof and (self._lingers or not failed):
+        if failed and not self._lingers:
+            # Who takes nothing is not waited for, nor is who sends to it left waiting.
+            await self._transport.abort()
+            return
+        if not self._eof:
             if self._role == "client" and not failed:
                 await self._read_until(self._at_eof)
             elif await self._transport.send_eof():

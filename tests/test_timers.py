@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -350,6 +351,19 @@ async def test_a_reader_that_never_reads_is_dropped_as_a_silent_one() -> None:
                 await ws.send(bytes(1000))
         assert caught.value.code == 1011
         assert trio.current_time() - start <= 40.2
+
+
+async def test_who_sends_to_a_silent_peer_hears_of_its_end_at_once() -> None:
+    near, far = socket.socketpair()
+    near.sendall(REQUEST)
+    with near:
+        async with open_websocket_server(far, settings=Settings()) as ws:
+            start = trio.current_time()
+            # More than what may be on its way.
+            with pytest.raises(ConnectionClosedError, match="keepalive") as caught:
+                await ws.send(bytes(10_000_000))
+            assert caught.value.code == ws.close_code == 1011
+            assert trio.current_time() - start == pytest.approx(40)
 
 
 async def test_a_slow_filter_times_out_with_503() -> None:
