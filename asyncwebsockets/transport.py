@@ -293,7 +293,7 @@ class StreamTransport(Transport):
     async def _call(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         """Call the stream, its errors mapped."""
         if self._closed:
-            raise TransportLost("the connection was closed on this side")
+            raise self._closed_here()
         try:
             if self._wakes:
                 return await function(*args)
@@ -306,11 +306,15 @@ class StreamTransport(Transport):
         except anyio.EndOfStream:
             return b""
         except anyio.ClosedResourceError:
-            raise TransportLost("the connection was closed on this side") from None
+            raise self._closed_here() from None
         except (anyio.BrokenResourceError, OSError) as exc:
             # ssl.SSLError is an OSError.
             raise TransportLost(_describe(exc)) from exc
-        raise TransportLost("the connection was closed on this side")
+        raise self._closed_here()
+
+    def _closed_here(self) -> TransportLost:
+        """Return what to raise once the stream was closed, which a broken send may have led to."""
+        return TransportLost(self._failure or "the connection was closed on this side")
 
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""

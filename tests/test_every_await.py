@@ -37,7 +37,7 @@ from .steps import EVERY_STEP, Cut, at_each_step
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from .conftest import Pairs
 
@@ -57,6 +57,9 @@ LARGE = Settings(max_message_size=None, ping_interval=None, close_timeout=3)
 # More than is on its way at a time, with the buffers as small as they are here.
 BIG = b"x" * (30_000_000 if EVERY_STEP else 3_000_000)
 
+# More than is on its way at a time, whatever the buffers.
+HUGE = b"x" * 30_000_000
+
 
 @dataclass(eq=False)
 class Tap(ByteStream):
@@ -65,10 +68,16 @@ class Tap(ByteStream):
     inner: Stream
     slow: bool = False
     came: list[bytes] = field(default_factory=list)
+    #: What happens when it has read so many bytes; it reads on when that is done.
+    pause: tuple[int, Callable[[], Awaitable[object]]] | None = None
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         if self.slow:
             await checkpoint()
+        if self.pause is not None and sum(map(len, self.came)) >= self.pause[0]:
+            _, function = self.pause
+            self.pause = None
+            await function()
         data = await self.inner.receive()
         self.came.append(data)
         return data
@@ -198,6 +207,37 @@ async def test_sending(pairs: Pairs, role: str, what: str) -> None:
 @pytest.mark.parametrize("role", ["client", "client without a scope"])
 async def test_sending_to_a_peer_that_reads_slowly(pairs: Pairs, role: str) -> None:
     await at_each_step(partial(sending, pairs, role, "large"))
+
+
+@ROLES
+async def test_a_torn_message_swallows_none_of_those_behind_it(pairs: Pairs, role: str) -> None:
+    async with connection(pairs, role) as (websocket, peer):
+        cancelled = anyio.Event()
+
+        async def cancel() -> None:
+            scope.cancel()
+            # The peer reads nothing until that has done all it does.
+            await cancelled.wait()
+
+        peer.tap.pause = 300_000, cancel
+        with anyio.CancelScope() as scope:
+            await websocket.send(HUGE)
+        assert scope.cancelled_caught
+        cancelled.set()
+        for text in ("one", "two", "three"):
+            if pairs.on_sockets:
+                await websocket.send(text)
+            else:
+                # A stream does not say how much of it went out.
+                with pytest.raises(ConnectionClosedError, match="cancelled half way"):
+                    await websocket.send(text)
+    if pairs.on_sockets:
+        assert peer.messages == [HUGE, "one", "two", "three"]
+        assert peer.error is None
+    else:
+        assert peer.messages == []
+        assert isinstance(peer.error, ConnectionClosedError)
+        assert peer.error.code == 1006
 
 
 async def sending(pairs: Pairs, role: str, what: str, cut: Cut) -> None:
