@@ -23,6 +23,9 @@ logger: logging.Logger = logging.getLogger("asyncwebsockets")
 # How long nobody may read from a connection before the supervisor does.
 _TAKEOVER = 0.2
 
+# Timers without a connection that are left alone, besides as many as there are connections.
+_SPARE_TIMERS = 64
+
 
 class Supervised(ABC):
     """A connection as the supervisor sees it."""
@@ -83,6 +86,10 @@ class Supervisor:
     def remove(self, connection: Supervised) -> None:
         """Let go of a connection."""
         self._connections.pop(connection).connection = None
+        if len(self._timers) > 2 * len(self._connections) + _SPARE_TIMERS:
+            # At least half of them go, so this costs each connection no more than its timer did.
+            self._timers = [entry for entry in self._timers if entry[2].connection is not None]
+            heapq.heapify(self._timers)
 
     def look_soon(self) -> None:
         """Note that a connection was left alone, if only for the moment."""

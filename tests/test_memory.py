@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from asyncwebsockets import Server, Websocket, codec, serve
+from asyncwebsockets._supervisor import Supervised, Supervisor
 from asyncwebsockets.channel import WireChannel
 
 from .conftest import until
@@ -83,4 +84,39 @@ async def test_a_connection_leaves_nothing_to_the_garbage_collector() -> None:
                 await until(lambda: not server.connections)
             await anyio.sleep(0.05)
             assert not [channel for channel in channels() if id(channel) not in kept]
+        tg.cancel_scope.cancel()
+
+
+class Resting(Supervised):
+    """A connection that has nothing to be done for it until its deadline."""
+
+    def __init__(self) -> None:
+        self.due = anyio.Event()
+
+    def tend(self) -> bool:
+        return False
+
+    def release(self) -> None:
+        raise AssertionError("its supervisor was never stopped")
+
+    def on_deadline(self, now: float) -> None:
+        self.due.set()
+
+
+async def test_timers_do_not_outlive_their_connections_by_many() -> None:
+    async with anyio.create_task_group() as tg:
+        supervisor = Supervisor(tg)
+        now = anyio.current_time()
+        stay = [Resting() for _ in range(50)]
+        for number, connection in enumerate(stay):
+            supervisor.add(connection, now + number / 1e6)
+            for _ in range(200):
+                passing = Resting()
+                supervisor.add(passing, now + 1000)
+                supervisor.remove(passing)
+        assert len(supervisor._timers) <= 2 * len(stay) + 64
+        tg.start_soon(supervisor.run)
+        for connection in stay:
+            await connection.due.wait()
+            supervisor.remove(connection)
         tg.cancel_scope.cancel()
