@@ -7,6 +7,7 @@ import logging
 import re
 import ssl
 from contextlib import asynccontextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import pytest
 from asyncwebsockets import (
     ConnectionClosed,
     ConnectionClosedError,
+    Deflate,
     InvalidHandshake,
     Reject,
     Rejected,
@@ -31,6 +33,7 @@ from asyncwebsockets import (
 )
 from asyncwebsockets._tls import default_context
 from asyncwebsockets._url import parse_url
+from asyncwebsockets.deflate import PerMessageDeflate
 from asyncwebsockets.events import AcceptConnection
 from asyncwebsockets.handshake import ClientHandshake, ServerHandshake
 
@@ -239,8 +242,18 @@ async def test_a_certificate_for_another_name_is_refused(
 
 
 @pytest.mark.anyio
+async def test_a_context_of_yours_is_used_as_it_is(server_tls: ssl.SSLContext) -> None:
+    careless = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    careless.check_hostname = False
+    careless.verify_mode = ssl.CERT_NONE
+    async with serving(ssl=server_tls) as port:
+        async with open_websocket(f"wss://127.0.0.1:{port}/", ssl=careless) as ws:
+            await ws.ping()
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_a_client_follows_no_redirect(status: int) -> None:
+async def test_a_client_on_a_stream_follows_no_redirect(status: int) -> None:
     near, far = memory_pair()
     await far.send(
         b"HTTP/1.1 %d Moved\r\nLocation: ws://other/\r\nContent-Length: 0\r\n\r\n" % status
@@ -266,8 +279,25 @@ def test_each_bit_of_a_mask_is_as_often_set_as_not(made: Any) -> None:
     assert len(set(masks)) > count - 10
 
 
+# Compression
+
+
 def test_compression_is_off_by_default() -> None:
     assert Settings().compression is None
+
+
+@pytest.mark.parametrize("made", CODECS)
+@pytest.mark.parametrize("apart", [True, False])
+def test_without_takeover_no_message_tells_of_another(made: Any, apart: bool) -> None:
+    def size_of_a_guess(secret: str) -> int:
+        extension = PerMessageDeflate(Deflate(server_no_context_takeover=apart))
+        assert extension.accept(extension.name) is not None
+        server = made(client=False, extensions=[extension])
+        server.encode_message(f"token={secret}; ".ljust(100, "."), True)
+        return len(server.encode_message("token=0123456789abcdef; ".ljust(100, "-"), True))
+
+    right, wrong = size_of_a_guess("0123456789abcdef"), size_of_a_guess("~!@#$%^&*()_+{}|")
+    assert right == wrong if apart else right < wrong
 
 
 # Between a proxy and this server
@@ -344,6 +374,31 @@ async def test_what_is_behind_a_request_is_never_another_one(first: bytes) -> No
 
 
 @pytest.mark.anyio
+async def test_what_a_proxy_says_of_a_client_is_not_believed() -> None:
+    seen: list[tuple[object, bool]] = []
+
+    async def handler(ws: Websocket) -> None:
+        seen.append((ws.remote_address, ws.request.secure))
+
+    headers = {
+        "Forwarded": "for=192.0.2.1;proto=https",
+        "X-Forwarded-For": "192.0.2.1",
+        "X-Forwarded-Proto": "https",
+        "X-Real-IP": "192.0.2.1",
+    }
+    async with serving(handler) as port:
+        async with open_websocket(f"ws://127.0.0.1:{port}/", headers) as ws:
+            await ws.wait_closed()
+            assert seen == [(ws.local_address, False)]
+
+
+def test_any_host_is_served() -> None:
+    other = REQUEST.replace(b"Host: example.com", b"Host: other.example")
+    assert other != REQUEST
+    assert status_of(other) == 101
+
+
+@pytest.mark.anyio
 async def test_a_request_behind_a_handshake_is_a_broken_frame() -> None:
     failed: list[Exception] = []
 
@@ -357,3 +412,12 @@ async def test_a_request_behind_a_handshake_is_a_broken_frame() -> None:
     async with serving(handler) as port:
         await send(port, REQUEST + REQUEST)
     assert [getattr(exc, "code", None) for exc in failed] == [1002]
+
+
+# Limits
+
+
+def test_no_limit_is_off_by_default_but_the_number_of_connections() -> None:
+    off = {each.name for each in fields(Settings) if getattr(Settings(), each.name) is None}
+    # Compression is no limit.
+    assert off == {"max_connections", "compression"}
