@@ -758,6 +758,16 @@ async def test_what_is_left_behind_is_found() -> None:
         sock.close()
 
 
+async def test_a_scope_that_is_left_open_is_found() -> None:
+    async def leaves_a_scope(cut: Cut) -> None:
+        await cut.run(checkpoint)
+        if cut.cancelled:
+            anyio.CancelScope(shield=True).__enter__()
+
+    with pytest.raises(AssertionError, match="cancelled in await .*scope"):
+        await at_each_step(leaves_a_scope)
+
+
 async def test_each_await_is_reached() -> None:
     reached = []
 
