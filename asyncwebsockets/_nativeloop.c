@@ -17,7 +17,7 @@
 #endif
 
 /* As in pace.py. */
-#define MAX_OPERATIONS 64
+#define MAX_OPERATIONS 128
 #define MAX_BYTES (64 * 1024)
 #define MAX_NANOSECONDS 1000000
 #define MIN_BYTES (MAX_BYTES / MAX_OPERATIONS)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pace"]
 
-_MAX_OPERATIONS = 64
+# A message that is received and one that is sent are an operation each.
+_MAX_OPERATIONS = 128
 _MAX_BYTES = 64 * 1024
 _MAX_SECONDS = 0.001
 
@@ -59,7 +60,7 @@ else:
 class Pace(Account):
     """Looks for cancellation at each step, and yields to the scheduler often enough.
 
-    A full checkpoint comes at least once per 64 operations, 64 KiB or millisecond, whichever
+    A full checkpoint comes at least once per 128 operations, 64 KiB or millisecond, whichever
     is first, so that no connection starves another. There is one for all connections of an
     event loop: where one of them had to wait, every other has had its turn as well.
 

@@ -172,7 +172,7 @@ def test_a_waiter_is_garbage_with_its_task(kind: Any) -> None:
 @accounts
 def test_a_checkpoint_is_due_after_so_many_operations_or_bytes(kind: Any) -> None:
     account = kind(lambda: False)
-    for sizes, total in (([0], 64), ([1024], 64), ([2048], 32), ([65_535, 0], 2), ([1 << 40], 1)):
+    for sizes, total in (([0], 128), ([512], 128), ([2048], 32), ([65_535, 0], 2), ([1 << 40], 1)):
         # However slow the machine is, one run is quick enough.
         for _ in range(100):
             account.reset()
