@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 
 from . import scenarios
 from .measure import raise_descriptor_limit, run
@@ -21,6 +22,12 @@ def main() -> int:
         command = commands.add_parser(name, help=getattr(scenarios, name).__doc__)
         command.add_argument("--connections", type=int, default=connections)
         command.add_argument("--seconds", type=int, default=seconds)
+        if name == "overload":
+            command.add_argument("--rounds", type=int, default=5, help="of these seconds")
+            command.add_argument("--rate", type=int, default=1000, help="knocks a second")
+            command.add_argument(
+                "--slower", type=float, default=5, help="times the 99th percentile may be"
+            )
     command = commands.add_parser("soak", help=scenarios.soak.__doc__)
     command.add_argument("--workers", type=int, default=50)
     command.add_argument("--rounds", type=int, default=40)
@@ -33,8 +40,14 @@ def main() -> int:
             case "load":
                 run(scenarios.load, given.backend, given.backend, given.connections, given.seconds)
             case "overload":
-                arguments = (given.backend, given.connections, given.seconds, 10)
-                run(scenarios.overload, given.backend, *arguments)
+                attack = partial(
+                    scenarios.overload,
+                    seconds=given.seconds / given.rounds,
+                    rounds=given.rounds,
+                    rate=given.rate,
+                    slower=given.slower,
+                )
+                run(attack, given.backend, given.backend, given.connections)
             case "drain":
                 run(scenarios.drain, given.backend, given.backend, given.connections, given.seconds)
             case "soak":

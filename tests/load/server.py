@@ -90,6 +90,8 @@ async def obey(command: str, handler: Handler, server: Server) -> object:
             return time.monotonic() - began
         case "sample":
             return {**sample(), "connections": len(server.connections)}
+        case "cpu":
+            return time.process_time()
         case "close":
             await server.close()
             return None
