@@ -961,6 +961,31 @@ write_header(uint8_t header[MAX_HEADER], uint8_t first, Py_ssize_t size)
     return length;
 }
 
+/* The same, with a mask if this is the client. Return its length, or -1. */
+static int
+write_whole_header(Codec *self, uint8_t header[MAX_HEADER], uint8_t first, Py_ssize_t size)
+{
+    int length = write_header(header, first, size);
+    if (!self->client)
+        return length;
+    if (next_mask(self->state, header + length) < 0)
+        return -1;
+    header[1] |= MASKED;
+    return length + 4;
+}
+
+/* Write a frame with the header that was begun. */
+static void
+write_frame(Codec *self, uint8_t *to, const uint8_t *header, int length, const void *payload,
+            Py_ssize_t size)
+{
+    memcpy(to, header, length);
+    if (self->client)
+        copy_masked(to + length, payload, size, header + length - 4);
+    else
+        memcpy(to + length, payload, size);
+}
+
 /* Build a frame: opcode, FIN and RSV1 are in its first byte. */
 static PyObject *
 build_frame(Codec *self, uint8_t first, const void *payload, Py_ssize_t size)
@@ -972,23 +997,10 @@ build_frame(Codec *self, uint8_t first, const void *payload, Py_ssize_t size)
     }
     if (size > PY_SSIZE_T_MAX - 2 * MAX_HEADER)
         return PyErr_NoMemory();
-    int length = write_header(header, first, size);
-    uint8_t *mask = header + length;
-    if (self->client) {
-        if (next_mask(self->state, mask) < 0)
-            return NULL;
-        header[1] |= MASKED;
-        length += 4;
-    }
-    PyObject *frame = PyBytes_FromStringAndSize(NULL, length + size);
-    if (frame == NULL)
-        return NULL;
-    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(frame);
-    memcpy(to, header, length);
-    if (self->client)
-        copy_masked(to + length, payload, size, mask);
-    else
-        memcpy(to + length, payload, size);
+    int length = write_whole_header(self, header, first, size);
+    PyObject *frame = length < 0 ? NULL : PyBytes_FromStringAndSize(NULL, length + size);
+    if (frame != NULL)
+        write_frame(self, (uint8_t *)PyBytes_AS_STRING(frame), header, length, payload, size);
     return frame;
 }
 
@@ -1353,6 +1365,36 @@ encode_message(PyObject *codec, PyObject *data)
     return encode_data((Codec *)codec, data, true);
 }
 
+static Py_ssize_t
+encode_into(PyObject *codec, PyObject *data, char *buffer, Py_ssize_t space)
+{
+    Codec *self = (Codec *)codec;
+    uint8_t header[MAX_HEADER], kind;
+    const void *payload;
+    Py_ssize_t size;
+    if (self->deflate != NULL || self->sending != 0)
+        return 0;
+    if (PyBytes_CheckExact(data)) {
+        kind = BINARY;
+        payload = PyBytes_AS_STRING(data);
+        size = PyBytes_GET_SIZE(data);
+    }
+    else if (PyUnicode_CheckExact(data) && PyUnicode_IS_COMPACT_ASCII(data)) {
+        kind = TEXT;
+        payload = PyUnicode_DATA(data);
+        size = PyUnicode_GET_LENGTH(data);
+    }
+    else
+        return 0;
+    if (space < MAX_HEADER || size > space - MAX_HEADER)
+        return 0;
+    int length = write_whole_header(self, header, FIN | kind, size);
+    if (length < 0)
+        return -1;
+    write_frame(self, (uint8_t *)buffer, header, length, payload, size);
+    return length + size;
+}
+
 /* What is compressed or masked is not the data as it is. */
 static PyObject *
 encode_header(PyObject *codec, PyObject *data)
@@ -1388,8 +1430,8 @@ static int
 add_interface(PyObject *module, State *state, PyTypeObject *type)
 {
     state->interface = (CodecInterface){
-        type, receive, next_message, pending, encode_message, encode_header, collecting, reserve,
-        received};
+        type, receive, next_message, pending, encode_message, encode_into, encode_header, collecting,
+        reserve, received};
     PyObject *capsule = PyCapsule_New(&state->interface, CODEC_INTERFACE, NULL);
     int result = capsule == NULL ? -1 : PyModule_AddObjectRef(module, "interface", capsule);
     Py_XDECREF(capsule);

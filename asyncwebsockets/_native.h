@@ -22,6 +22,9 @@ typedef struct {
     int (*pending)(PyObject *codec, uint64_t limit);
     /* encode_message(data, True). */
     PyObject *(*encode_message)(PyObject *codec, PyObject *data);
+    /* Write what encode_message returns into a buffer, if it is as simple as that: bytes or ASCII,
+       uncompressed. Return its size, 0 if it does not fit or is otherwise to be encoded, or -1. */
+    Py_ssize_t (*encode_into)(PyObject *codec, PyObject *data, char *buffer, Py_ssize_t space);
     /* The header alone of what encode_message returns, or NULL without an exception if the payload
        does not go out as the data is. */
     PyObject *(*encode_header)(PyObject *codec, PyObject *data);

@@ -38,9 +38,12 @@
 
 struct Stepped;
 struct Turn;
+struct Pipe;
 
 typedef struct {
     PyTypeObject *Waiter, *Stepped, *CancellationLook, *Account, *Pipe, *Lane, *Turn, *Front;
+    /* The class last seen to be derived from one of these. */
+    PyTypeObject *seen_Account, *seen_Pipe, *seen_Lane;
     /* A turn that has ended and may be used again. */
     struct Turn *spare_turn;
     /* The module of the codec, and what it offers. */
@@ -48,6 +51,11 @@ typedef struct {
     const CodecInterface *codec;
     /* What a socket is read into, READ_SIZE bytes. */
     char *buffer;
+    /* The pipe that joins what it sends in a buffer of MAX_JOINED bytes, and how much that is: one
+       of those that handle what has come, of which every thread may have one. NULL for none. */
+    struct Pipe *joiner;
+    char *joined;
+    Py_ssize_t joined_size;
     PyObject *CancelledError;
     /* asyncio's functions that say which task runs. */
     PyObject *enter_task, *leave_task;
@@ -61,6 +69,20 @@ typedef struct {
 } State;
 
 static PyModuleDef module_def;
+
+/* Whether an object is of a type, the quicker way for the one class that nearly all are of. */
+static bool
+is_a(PyObject *object, PyTypeObject *type, PyTypeObject **seen)
+{
+    if (Py_IS_TYPE(object, *seen))
+        return true;
+    if (!PyObject_TypeCheck(object, type))
+        return false;
+    Py_XSETREF(*seen, (PyTypeObject *)Py_NewRef(Py_TYPE(object)));
+    return true;
+}
+
+#define IS_A(state, object, name) is_a(object, (state)->name, &(state)->seen_##name)
 
 /* The module's state, by a type of it or one that is derived from that. */
 static State *
@@ -998,7 +1020,7 @@ static PyType_Spec account_spec = {
 
 /* ---- Pipe ---- */
 
-typedef struct {
+typedef struct Pipe {
     PyObject_HEAD
     State *module;
     PyObject *sock, *pace, *sink, *failure, *backlog;
@@ -1038,8 +1060,8 @@ static bool
 pipe_is_set_up(Pipe *self)
 {
     bool result = self->sock != NULL && self->sink != NULL && self->failure != NULL
-                  && self->backlog != NULL && PyList_CheckExact(self->backlog)
-                  && self->pace != NULL && PyObject_TypeCheck(self->pace, self->module->Account);
+                  && self->backlog != NULL
+                  && self->pace != NULL && IS_A(self->module, self->pace, Account);
     if (!result)
         PyErr_SetString(PyExc_AttributeError, "the pipe is not set up");
     return result;
@@ -1150,6 +1172,44 @@ keep_unsent(Pipe *self, PyObject *data, PyObject *error)
     return PyObject_VectorcallMethod(self->module->_keep_unsent, args, 3, NULL);
 }
 
+/* Where to write what goes out at the end of this turn, and into `space` how much fits there: the
+   pipe handles what has come, and nothing stands in its backlog. NULL if that is not so. */
+static char *
+begin_joining(Pipe *self, Py_ssize_t *space)
+{
+    State *module = self->module;
+    if (!self->in_turn || !self->joins || self->blocked || self->failure != Py_None
+        || PyList_GET_SIZE(self->backlog) > 0
+        || (module->joiner != self && module->joiner != NULL))
+        return NULL;
+    if (module->joiner == NULL)
+        module->joined_size = 0;
+    *space = MAX_JOINED - module->joined_size - 1;
+    return module->joined + module->joined_size;
+}
+
+static void
+end_joining(Pipe *self, Py_ssize_t size)
+{
+    self->module->joiner = self;
+    self->module->joined_size += size;
+    self->written += size;
+}
+
+/* Have what was joined stand in the backlog, as everything else that is to be sent. */
+static int
+spill(Pipe *self)
+{
+    State *module = self->module;
+    if (module->joiner != self)
+        return 0;
+    module->joiner = NULL;
+    PyObject *data = PyBytes_FromStringAndSize(module->joined, module->joined_size);
+    int result = data == NULL ? -1 : PyList_Append(self->backlog, data);
+    Py_XDECREF(data);
+    return result;
+}
+
 static PyObject *
 pipe_write_behind(Pipe *self, PyObject *data)
 {
@@ -1158,7 +1218,7 @@ pipe_write_behind(Pipe *self, PyObject *data)
     if (self->failure != Py_None)
         Py_RETURN_NONE;
     Py_ssize_t size = PyObject_Size(data);
-    if (size < 0 || PyList_Append(self->backlog, data) < 0)
+    if (size < 0 || spill(self) < 0 || PyList_Append(self->backlog, data) < 0)
         return NULL;
     self->written += size;
     if (self->blocked)
@@ -1173,10 +1233,12 @@ pipe_write_behind(Pipe *self, PyObject *data)
 static PyObject *
 pipe_write(Pipe *self, PyObject *data)
 {
+    State *module = self->module;
     if (!pipe_is_set_up(self))
         return NULL;
     Py_ssize_t turn = ((Account *)self->pace)->turn;
-    if (PyList_GET_SIZE(self->backlog) > 0 || (self->joins && self->turn == turn))
+    if (PyList_GET_SIZE(self->backlog) > 0 || module->joiner == self
+        || (self->joins && self->turn == turn))
         return pipe_write_behind(self, data);
     if (self->failure != Py_None)
         Py_RETURN_NONE;
@@ -1204,6 +1266,45 @@ pipe_write(Pipe *self, PyObject *data)
     return none;
 }
 
+/* Send what was joined. */
+static PyObject *
+send_joined(Pipe *self)
+{
+    State *module = self->module;
+#ifdef _WIN32
+    return spill(self) < 0 ? NULL : PyObject_CallMethodNoArgs((PyObject *)self, module->_end_turn);
+#else
+    Py_ssize_t size = module->joined_size;
+    Py_ssize_t sent = send(self->descriptor, module->joined, (size_t)size, MSG_NOSIGNAL);
+    int number = sent < 0 ? errno : 0;
+    /* What is written from here on goes out at once. */
+    self->turn = -1;
+    if (sent > 0) {
+        self->sent += sent;
+        self->pieces_sent++;
+    }
+    if (sent == size) {
+        module->joiner = NULL;
+        Py_RETURN_NONE;
+    }
+    Py_ssize_t gone = sent > 0 ? sent : 0;
+    PyObject *rest = PyBytes_FromStringAndSize(module->joined + gone, size - gone);
+    module->joiner = NULL;
+    if (rest == NULL)
+        return NULL;
+    PyObject *error = Py_NewRef(Py_None);
+    if (sent < 0) {
+        errno = number;
+        PyErr_SetFromErrno(PyExc_OSError);
+        Py_SETREF(error, raised());
+    }
+    PyObject *none = error == NULL ? NULL : keep_unsent(self, rest, error);
+    Py_DECREF(rest);
+    Py_XDECREF(error);
+    return none;
+#endif
+}
+
 /* Hand on what was received: bytes, or NULL if the sink's codec has it already. */
 static PyObject *
 pipe_hand_on(Pipe *self, PyObject *data)
@@ -1213,17 +1314,23 @@ pipe_hand_on(Pipe *self, PyObject *data)
     PyObject *sink = Py_NewRef(self->sink);
     self->in_turn = 1;
     PyObject *none = data == NULL ? lane_go_on((Lane *)sink)
-                     : PyObject_TypeCheck(sink, module->Lane)
+                     : IS_A(module, sink, Lane)
                          ? lane_data_received((Lane *)sink, data)
                          : PyObject_CallMethodOneArg(sink, module->data_received, data);
     self->in_turn = 0;
     Py_DECREF(sink);
-    if (none == NULL)
+    if (none == NULL) {
+        PyObject *error = raised();
+        if (spill(self) == 0)
+            PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
         return NULL;
-    if (self->backlog == NULL || PyList_GET_SIZE(self->backlog) == 0)
-        return none;
-    Py_DECREF(none);
-    return PyObject_CallMethodNoArgs((PyObject *)self, module->_end_turn);
+    }
+    if (module->joiner == self)
+        Py_SETREF(none, send_joined(self));
+    else if (self->backlog != NULL && PyList_GET_SIZE(self->backlog) > 0)
+        Py_SETREF(none, PyObject_CallMethodNoArgs((PyObject *)self, module->_end_turn));
+    return none;
 }
 
 static PyObject *
@@ -1232,7 +1339,7 @@ pipe_on_readable(Pipe *self, PyObject *Py_UNUSED(none))
     State *module = self->module;
     if (!pipe_is_set_up(self))
         return NULL;
-    if (PyObject_TypeCheck(self->sink, module->Lane)) {
+    if (IS_A(module, self->sink, Lane)) {
         Py_ssize_t collected = receive_into_codec(self, (Lane *)self->sink);
         if (collected < 0)
             return NULL;
@@ -1311,7 +1418,6 @@ static PyMemberDef pipe_members[] = {
     {"_pace", T_OBJECT_EX, offsetof(Pipe, pace), 0, NULL},
     {"_sink", T_OBJECT_EX, offsetof(Pipe, sink), 0, NULL},
     {"_failure", T_OBJECT_EX, offsetof(Pipe, failure), 0, NULL},
-    {"_backlog", T_OBJECT_EX, offsetof(Pipe, backlog), 0, NULL},
     {"_written", T_PYSSIZET, offsetof(Pipe, written), 0, NULL},
     {"_sent", T_PYSSIZET, offsetof(Pipe, sent), 0, NULL},
     {"_turn", T_PYSSIZET, offsetof(Pipe, turn), 0, NULL},
@@ -1348,7 +1454,31 @@ pipe_set_sock(Pipe *self, PyObject *sock, void *Py_UNUSED(closure))
     return 0;
 }
 
+static PyObject *
+pipe_get_backlog(Pipe *self, void *Py_UNUSED(closure))
+{
+    if (self->backlog == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "_backlog");
+        return NULL;
+    }
+    return spill(self) < 0 ? NULL : Py_NewRef(self->backlog);
+}
+
+static int
+pipe_set_backlog(Pipe *self, PyObject *backlog, void *Py_UNUSED(closure))
+{
+    if (backlog == NULL || !PyList_CheckExact(backlog)) {
+        PyErr_SetString(PyExc_TypeError, "a pipe's backlog is a list");
+        return -1;
+    }
+    if (spill(self) < 0)
+        return -1;
+    Py_XSETREF(self->backlog, Py_NewRef(backlog));
+    return 0;
+}
+
 static PyGetSetDef pipe_getset[] = {
+    {"_backlog", (getter)pipe_get_backlog, (setter)pipe_set_backlog, NULL, NULL},
     {"_sock", (getter)pipe_get_sock, (setter)pipe_set_sock, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -1390,7 +1520,7 @@ static bool
 is_set_up(Lane *self)
 {
     bool result = self->codec != NULL && self->transport != NULL && self->queue != NULL
-                  && self->pace != NULL && PyObject_TypeCheck(self->pace, self->module->Account);
+                  && self->pace != NULL && IS_A(self->module, self->pace, Account);
     if (!result)
         PyErr_SetString(PyExc_AttributeError, "the channel is not set up");
     return result;
@@ -1587,7 +1717,7 @@ lane_go_on(Lane *self)
 static int
 is_clogged(Lane *self, PyObject *transport)
 {
-    if (PyObject_TypeCheck(transport, self->module->Pipe))
+    if (IS_A(self->module, transport, Pipe))
         return ((Pipe *)transport)->clogged;
     return has(transport, self->module->clogged);
 }
@@ -1598,7 +1728,7 @@ static PyObject *
 write_large(Lane *self, PyObject *data)
 {
     if (!PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) < MAX_JOINED || !has_native_codec(self)
-        || !PyObject_TypeCheck(self->transport, self->module->Pipe)
+        || !IS_A(self->module, self->transport, Pipe)
         || !((Pipe *)self->transport)->joins)
         return NULL;
     PyObject *header = self->module->codec->encode_header(self->codec, data);
@@ -1613,12 +1743,32 @@ write_large(Lane *self, PyObject *data)
     return none;
 }
 
+/* Encode a message to where the pipe joins what answers the messages of one read, if that can be:
+   return None, or NULL, without an exception if it cannot. */
+static PyObject *
+write_joined(Lane *self, PyObject *data)
+{
+    State *module = self->module;
+    Pipe *pipe = (Pipe *)self->transport;
+    Py_ssize_t space;
+    if (!has_native_codec(self) || !IS_A(module, (PyObject *)pipe, Pipe) || !pipe_is_set_up(pipe)
+        || !(self->undecoded || module->joiner == pipe))
+        return NULL;
+    char *buffer = begin_joining(pipe, &space);
+    Py_ssize_t size =
+        buffer == NULL ? 0 : module->codec->encode_into(self->codec, data, buffer, space);
+    if (size <= 0)
+        return NULL;
+    end_joining(pipe, size);
+    Py_RETURN_NONE;
+}
+
 /* Write a frame. What answers the messages of one read goes out together. */
 static PyObject *
 write_frame(Lane *self, PyObject *transport, PyObject *frame)
 {
     State *module = self->module;
-    if (!PyObject_TypeCheck(transport, module->Pipe))
+    if (!IS_A(module, transport, Pipe))
         return PyObject_CallMethodOneArg(
             transport, self->undecoded ? module->write_behind : module->write, frame);
     Pipe *pipe = (Pipe *)transport;
@@ -1646,7 +1796,9 @@ lane_begin_send(Lane *self, PyObject *data)
     if (hindered != 0)
         return hindered < 0 ? NULL : Py_NewRef(Py_False);
     PyObject *transport = Py_NewRef(self->transport);
-    PyObject *none = write_large(self, data);
+    PyObject *none = write_joined(self, data);
+    if (none == NULL && !PyErr_Occurred())
+        none = write_large(self, data);
     if (none == NULL && !PyErr_Occurred()) {
         PyObject *frame = codec_encode_message(self, data);
         none = frame == NULL ? NULL : write_frame(self, transport, frame);
@@ -1802,7 +1954,7 @@ begin_receive(Front *self)
         PyErr_SetString(PyExc_AttributeError, "the connection has no channel");
         return NULL;
     }
-    return PyObject_TypeCheck(self->channel, self->module->Lane)
+    return IS_A(self->module, self->channel, Lane)
                ? lane_begin_receive((Lane *)self->channel, NULL)
                : PyObject_CallMethodNoArgs(self->channel, self->module->begin_receive);
 }
@@ -2109,12 +2261,14 @@ module_exec(PyObject *module)
     state->Turn = add_type(module, &turn_spec);
     state->Front = add_type(module, &front_spec);
     state->buffer = PyMem_Malloc(READ_SIZE);
-    if (state->buffer == NULL)
+    state->joined = PyMem_Malloc(MAX_JOINED);
+    if (state->buffer == NULL || state->joined == NULL)
         PyErr_NoMemory();
     return state->open != NULL && state->Waiter != NULL && state->Stepped != NULL
                    && state->CancellationLook != NULL
                    && state->Account != NULL && state->Pipe != NULL && state->Lane != NULL
                    && state->Turn != NULL && state->Front != NULL && state->buffer != NULL
+                   && state->joined != NULL
                ? 0
                : -1;
 }
@@ -2133,6 +2287,9 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->Lane);
     Py_VISIT(state->Turn);
     Py_VISIT(state->Front);
+    Py_VISIT(state->seen_Account);
+    Py_VISIT(state->seen_Pipe);
+    Py_VISIT(state->seen_Lane);
     Py_VISIT(state->native);
     Py_VISIT(state->CancelledError);
     Py_VISIT(state->open);
@@ -2159,6 +2316,9 @@ module_clear(PyObject *module)
     Py_CLEAR(state->Lane);
     Py_CLEAR(state->Turn);
     Py_CLEAR(state->Front);
+    Py_CLEAR(state->seen_Account);
+    Py_CLEAR(state->seen_Pipe);
+    Py_CLEAR(state->seen_Lane);
     Py_CLEAR(state->native);
     Py_CLEAR(state->CancelledError);
     Py_CLEAR(state->open);
@@ -2174,6 +2334,7 @@ module_free(void *module)
 {
     module_clear(module);
     PyMem_Free(((State *)PyModule_GetState(module))->buffer);
+    PyMem_Free(((State *)PyModule_GetState(module))->joined);
 }
 
 static PyModuleDef_Slot module_slots[] = {

@@ -15,7 +15,7 @@ from asyncwebsockets import (
     open_websocket_server,
     serve,
 )
-from asyncwebsockets.events import Message
+from asyncwebsockets.events import BytesMessage, TextMessage
 
 from . import MAX_SIZE, Options, options
 
@@ -34,14 +34,14 @@ people: set[Websocket] = set()
 
 async def echo(websocket: Websocket) -> None:
     async for event in websocket:
-        if isinstance(event, Message):
+        if isinstance(event, (BytesMessage, TextMessage)):
             await websocket.send(event.data)
 
 
 async def hub(websocket: Websocket) -> None:
     people.add(websocket)
     async for event in websocket:
-        if isinstance(event, Message):
+        if isinstance(event, (BytesMessage, TextMessage)):
             await broadcast(people, event.data)
 
 
