@@ -92,7 +92,7 @@ sanitize: $(VENV)/.tools ## run the tests of what is in C under AddressSanitizer
 	cd $(SANITIZED) && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0 ASYNCWEBSOCKETS_CODEC=native PYTHONPATH=. \
 		$(CURDIR)/$(BIN)/pytest -q -n auto --timeout 300 tests/test_native.py tests/test_nativeloop.py \
-		tests/test_stepped.py tests/test_broadcast.py tests/test_codec.py \
+		tests/test_stepped.py tests/test_broadcast.py tests/test_bursts.py tests/test_codec.py \
 		tests/test_connection.py tests/test_cancellation.py \
 		-k "not trio and not uvloop and not stream and not unix and not pure"
 
