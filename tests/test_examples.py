@@ -30,6 +30,7 @@ from asyncwebsockets import (
     serve,
 )
 
+from .pages import free_port
 from .peers.with_chromium import Chromium
 
 if TYPE_CHECKING:
@@ -46,12 +47,6 @@ def readme_blocks() -> dict[str, str]:
     text = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return {re.match(r"# (\S+)", block)[1]: block for block in blocks}  # type: ignore[index]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextmanager
