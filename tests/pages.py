@@ -4,10 +4,16 @@ A block that begins with a file's name (``# server.py``) is that file. A ``conso
 each command behind ``$`` runs in the directory of these files, with ``&`` in the background until
 its ``kill %1``, and has to print what stands below it, where ``...`` is anything. The ports of
 the pages are replaced by free ones.
+
+Python without a file's name is a fragment: it goes on from the one above, as at the prompt of
+``python -m asyncio``, and may await. What stands behind ``# ->`` is the line's value, or what it
+prints.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import re
 import signal
@@ -15,7 +21,11 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 DOCS = Path(__file__).parent.parent / "docs"
 FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
@@ -35,12 +45,50 @@ def toctree(index: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith(":")]
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """Return language and text of each block of a page, Sphinx's directives aside."""
+@dataclass(frozen=True)
+class Block:
+    """A block of code, and where it begins."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+    @property
+    def file(self) -> str | None:
+        """The name of the file that it is, if it is one."""
+        name = NAME.match(self.text)
+        return name and name[1]
+
+    @property
+    def is_fragment(self) -> bool:
+        return self.language == "python" and self.file is None
+
+    def uses(self, file: str) -> bool:
+        """Whether it types the file's name, imports it, or is pytest, which finds it."""
+        name, stem = re.escape(file), re.escape(Path(file).stem)
+        if self.language != "console":
+            return (
+                re.search(rf"^ *(?:from|import) {stem}\b|\b{name}\b", self.text, re.M) is not None
+            )
+        found_by_pytest = "pytest" in self.text and file.startswith(("conftest.", "test_"))
+        return found_by_pytest or re.search(rf"\b{stem}\b", self.text) is not None
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return the blocks of a page, Sphinx's directives aside."""
     text = page.read_text()
-    found: list[tuple[str, str]] = BLOCK.findall(text)
+    found = list(BLOCK.finditer(text))
     assert len(FENCE.findall(text)) == 2 * len(found), f"{page.name} has a block of another shape"
-    return [(language, block) for language, block in found if not DIRECTIVE.match(language)]
+    return [
+        Block(page, text.count("\n", 0, match.start(2)) + 1, match[1], match[2])
+        for match in found
+        if not DIRECTIVE.match(match[1])
+    ]
 
 
 def free_port() -> int:
@@ -68,26 +116,25 @@ class Terminal:
                 self._ports[port] = str(free_port())
         return PORT.sub(lambda match: self._ports[match[0]], text)
 
-    def follow(self, page: Path) -> None:
-        """Do what a page says, from its beginning to its end."""
+    def follow(self, page: Path, *, fragments: bool = False) -> None:
+        """Do what a page says, from its beginning to its end; it may have `fragments` or not."""
         shown = blocks(page)
-        for index, (language, block) in enumerate(shown):
-            text = self._with_free_ports(block)
-            name = NAME.match(text)
-            if name is not None:
-                assert any(
-                    name[1] in other or f"{Path(name[1]).stem}" in other
-                    for other_index, (_, other) in enumerate(shown)
-                    if other_index != index
-                ), f"{page.name} does nothing with {name[1]}"
-                (self.directory / name[1]).write_text(text)
-            else:
-                assert language == "console", f"{page.name} has a block that does not run:\n{block}"
+        for block in shown:
+            text = self._with_free_ports(block.text)
+            if block.file is not None:
+                assert any(other.uses(block.file) for other in shown if other is not block), (
+                    f"{page.name} does nothing with {block.file}"
+                )
+                (self.directory / block.file).write_text(text)
+            elif block.language == "console":
                 before, *typed = re.split(r"^\$ ", text, flags=re.MULTILINE)
-                assert not before, f"{page.name} has output of no command:\n{block}"
+                assert not before, f"{block.where} has output of no command"
                 for entry in typed:
                     command, _, output = entry.partition("\n")
                     self.type(command, output)
+            else:
+                assert fragments, f"{block.where} is a block that does not run"
+                assert block.is_fragment, f"{block.where} is a block that does not run"
         assert not self.jobs, f"{page.name} leaves {self.jobs} running"
 
     def type(self, command: str, shown: str) -> None:
@@ -167,3 +214,62 @@ def environment() -> dict[str, str]:
         # As a terminal has it.
         "PYTHONUNBUFFERED": "1",
     }
+
+
+class _Comparisons(ast.NodeTransformer):
+    """Puts what is said behind ``# ->`` into the statement in whose line it ends."""
+
+    def __init__(self, text: str) -> None:
+        self.shown = {
+            number: said[1]
+            for number, line in enumerate(text.splitlines(), 1)
+            if (said := re.search(r"  # -> (.*)$", line))
+        }
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        return self._compare(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        return self._compare(node)
+
+    def _compare(self, node: ast.Expr | ast.Assign) -> ast.AST:
+        said = self.shown.pop(node.end_lineno or 0, None)
+        if said is not None:
+            match node.value:
+                case ast.Call(ast.Name("print")) as call:
+                    call.args.insert(0, ast.Constant(said))
+                    call.func = ast.Name("_prints", ast.Load())
+                case value:
+                    arguments = [ast.Constant(said), value]
+                    node.value = ast.Call(ast.Name("_gives", ast.Load()), arguments, [])
+        fixed: ast.AST = ast.fix_missing_locations(node)
+        return fixed
+
+
+def _prints(said: str, *values: object) -> None:
+    printed = " ".join(map(str, values))
+    assert matches(said, printed), f"it prints {printed}, not {said}"
+
+
+def _gives(said: str, value: T) -> T:
+    assert matches(said, repr(value)), f"it gives {value!r}, not {said}"
+    return value
+
+
+async def run_fragment(
+    text: str, names: dict[str, Any], filename: str = "<fragment>", line: int = 1
+) -> None:
+    """Run statements among `names`, to which they add; they may await.
+
+    Raises:
+        AssertionError: a line does not give what is said behind its ``# ->``.
+    """
+    comparisons = _Comparisons(text)
+    tree = comparisons.visit(ast.parse(text))
+    assert not comparisons.shown, f"{filename}: {comparisons.shown} is said of no statement"
+    ast.increment_lineno(tree, line - 1)
+    code = compile(tree, filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    names |= {"_prints": _prints, "_gives": _gives}
+    result = eval(code, names)
+    if inspect.iscoroutine(result):
+        await result
