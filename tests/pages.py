@@ -2,8 +2,9 @@
 
 A block that begins with a file's name (``# server.py``) is that file. A ``console`` block is typed:
 each command behind ``$`` runs in the directory of these files, with ``&`` in the background until
-its ``kill %1``, and has to print what stands below it, where ``...`` is anything. The ports of
-the pages are replaced by free ones.
+its ``kill %1`` or ``wait %1``, and has to print what stands below it, where ``...`` is anything.
+What a job prints later stands below what makes it do so, such as ``kill -HUP %1``. The ports of the
+pages are replaced by free ones.
 
 Python without a file's name is a fragment: it goes on from the one above, as at the prompt of
 ``python -m asyncio``, and may await. What stands behind ``# ->`` is the line's value, or what it
@@ -142,6 +143,12 @@ class Terminal:
             self._begin(command.removesuffix(" &"), shown)
         elif job := re.fullmatch(r"kill %(\d)", command):
             self._end(int(job[1]), shown)
+        elif job := re.fullmatch(r"wait %(\d)", command):
+            self._wait(int(job[1]), shown)
+        elif job := re.fullmatch(r"kill -(\w+) %(\d)", command):
+            self.jobs[int(job[2])][0].send_signal(signal.Signals[f"SIG{job[1]}"])
+            if shown:
+                self._until(int(job[2]), command, shown)
         else:
             done = subprocess.run(
                 ["bash", "-c", command],
@@ -172,12 +179,31 @@ class Terminal:
                 start_new_session=True,
             )
         self.jobs[number] = process, log, 0
+        self._until(number, f"{command} &", shown)
+
+    def _until(self, number: int, command: str, shown: str) -> None:
+        """Wait until a job has printed something more."""
+        process, log, seen = self.jobs[number]
         deadline = time.monotonic() + SECONDS
-        while not (shown and matches(shown, log.read_text())):
-            assert process.poll() is None, f"$ {command} &\n{log.read_text()}"
-            assert time.monotonic() < deadline, f"$ {command} &\n{log.read_text()}"
+        while True:
+            ended = process.poll() is not None
+            printed = log.read_bytes()[seen:]
+            if shown and matches(shown, printed.decode()):
+                break
+            assert not ended, f"$ {command}\n{printed.decode()}"
+            assert time.monotonic() < deadline, f"$ {command}\n{printed.decode()}"
             time.sleep(0.02)
-        self.jobs[number] = process, log, log.stat().st_size
+        self.jobs[number] = process, log, seen + len(printed)
+
+    def _wait(self, number: int, shown: str) -> None:
+        process, log, seen = self.jobs.pop(number)
+        try:
+            status = process.wait(SECONDS)
+        finally:
+            kill_all_of(process)
+        rest = log.read_bytes()[seen:].decode()
+        assert matches(shown, rest), f"$ wait %{number}\n{rest}"
+        assert status == 0, f"$ wait %{number}\nstatus {status}"
 
     def _end(self, number: int, shown: str) -> None:
         process, log, seen = self.jobs.pop(number)
