@@ -17,6 +17,7 @@ import ast
 import inspect
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +38,9 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 # None of these is code.
 DIRECTIVE = re.compile(r"\{(?:eval-rst|include|note|toctree|warning)\}")
 SECONDS = 30
+
+# What pages type that Python does not bring along, and what brings it.
+PROGRAMS = {"nginx": "on Debian, `apt install nginx-light`"}
 
 
 def toctree(index: Path) -> list[str]:
@@ -240,6 +244,15 @@ def environment() -> dict[str, str]:
         # As a terminal has it.
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def missing(page: Path) -> str | None:
+    """Say which program a page needs and this machine has not."""
+    for program, how in PROGRAMS.items():
+        typed = f"\n$ {program} " in page.read_text()
+        if typed and shutil.which(program, path=environment()["PATH"]) is None:
+            return f"{program} is not installed: {how}"
+    return None
 
 
 class _Comparisons(ast.NodeTransformer):
