@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import ipaddress
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,6 +66,12 @@ _NOT_EXTRA = _OWN_FIELDS | {b"host"}
 _ABSOLUTE_FORM = re.compile(
     r"(?:http|https|ws|wss)://((?:\[[0-9A-Fa-f:.]+\]|[^\[\]/?#@:]+)(?::\d*)?)(?=[/?]|$)",
     re.IGNORECASE,
+)
+
+# A host and a port (RFC 3986 section 3.2), or nothing; each text has one way to match.
+_NAME = r"[-A-Za-z0-9._~!$&'()*+,;=]*"
+_HOST = re.compile(
+    rf"(?:\[([0-9A-Fa-f:.]+)\]|(?!:){_NAME}(?:%[0-9A-Fa-f]{{2}}{_NAME})*)(?::[0-9]*)?"
 )
 
 # How h11 quotes what came.
@@ -187,6 +194,23 @@ def _has_token(fields: _Fields, name: bytes, token: bytes) -> bool:
     if len(values) == 1 and values[0].lower() == token:
         return True
     return any(item.lower() == token.decode() for item in _items(fields, name))
+
+
+def _check_host(authority: str) -> None:
+    """Check what Host says (RFC 9110 section 7.2), which is nothing where there is no host.
+
+    Raises:
+        InvalidHandshake: it is not a host with or without a port.
+    """
+    match = _HOST.fullmatch(authority)
+    fits = match is not None
+    if match is not None and match[1] is not None:
+        try:
+            ipaddress.IPv6Address(match[1])
+        except ValueError:
+            fits = False
+    if not fits:
+        raise InvalidHandshake(f"expected a host as the Host header field, got {authority!r}")
 
 
 def _phrase(status: int) -> bytes:
@@ -337,11 +361,13 @@ class ServerHandshake:
 
         target = raw_target.decode("ascii")
         authority = fields[b"host"][0].decode("latin-1") if b"host" in fields else ""
+        _check_host(authority)
         if not target.startswith("/"):
             absolute = _ABSOLUTE_FORM.match(target)
             if absolute is not None:
                 # Its authority overrides Host (RFC 9112 section 3.2.2).
                 authority = absolute[1]
+                _check_host(authority)
                 target = target[absolute.end() :]
                 target = target if target.startswith("/") else f"/{target}"
         if not target.startswith("/") or "#" in target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import example, given
@@ -211,6 +212,87 @@ def test_a_bad_target_is_an_invalid_handshake(target: str) -> None:
     with pytest.raises(InvalidHandshake, match="expected a path") as caught:
         ServerHandshake(max_size=None).receive_data(REQUEST.replace(b"/path?q=1", target.encode()))
     assert caught.value.status == 400
+
+
+HOSTS = [
+    # A target of which Host says nothing has no authority (RFC 9112 section 3.2).
+    "",
+    *("h", "example.com", "example.com.", "EXAMPLE.com:80", "a_b-c~d", "xn--bcher-kva.example"),
+    *("127.0.0.1", "127.0.0.1:8765", "h:", "h:65536", "%e2%98%83", "a%2Fb:1", "!$&'()*+,;="),
+    *("[::]", "[::1]:8080", "[::1]:", "[2001:db8::A:1]", "[1:2:3:4:5:6:7:8]", "[::ffff:1.2.3.4]"),
+]
+NO_HOSTS = [
+    *("a b", "a\tb", "a, b", "a/b", "/", "a?b", "a#b", "a\\b", "u@h", "http://h", '"h"', "<h>"),
+    *(
+        ":",
+        ":80",
+        "h:80:80",
+        "h:http",
+        "h:-1",
+        "h: 80",
+        "h:8\xb2",
+        "%",
+        "%2",
+        "%zz",
+        "\xe9",
+        "h\x80",
+    ),
+    *("::1", "[", "]", "[]", "[::1", "::1]", "[::1]80", "[h]", "[1.2.3.4]", "[::1%25lo]", "x[::1]"),
+    *("[:::]", "[1:2:3:4:5:6:7:8:9]", "[::1::2]", "[::12345]", "[::1.2.3.400]", "[v1.a]", "{}"),
+]
+
+
+@pytest.mark.parametrize("cuts", [[], [100]], ids=["plain", "by h11"])
+@pytest.mark.parametrize("target", [b"/path?q=1", b"ws://other.example/"], ids=["path", "absolute"])
+def test_the_host_is_one(target: bytes, cuts: list[int]) -> None:
+    def fed(host: str) -> Any:
+        data = REQUEST.replace(b"/path?q=1", target).replace(
+            b"Host: example.com", b"Host:%s" % host.encode("latin-1")
+        )
+        return feed(ServerHandshake(max_size=None), data, cuts)
+
+    for host in HOSTS:
+        request, _ = fed(host)
+        # That of an absolute target overrides it, and does not make up for a bad one.
+        assert request.host == (host if target.startswith(b"/") else "other.example")
+    for host in NO_HOSTS:
+        with pytest.raises(InvalidHandshake, match="expected a host") as caught:
+            fed(host)
+        assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_bad_host_of_plain_http_is_400(method: str) -> None:
+    with pytest.raises(InvalidHandshake, match="expected a host") as caught:
+        ServerHandshake(max_size=None).receive_data(
+            f"{method} / HTTP/1.1\r\nHost: /\r\n\r\n".encode()
+        )
+    assert caught.value.status == 400
+
+
+def test_the_host_of_an_absolute_target_is_one() -> None:
+    for host in ("a b", "a%2", "[::1::2]", "h\\"):
+        target = f"ws://{host}/".encode().replace(b" ", b'"')
+        with pytest.raises(InvalidHandshake, match="expected a host"):
+            ServerHandshake(max_size=None).receive_data(REQUEST.replace(b"/path?q=1", target))
+
+
+@given(host=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12))
+def test_any_text_is_a_host_or_none(host: str) -> None:
+    def read(data: bytes) -> Any:
+        request = ServerHandshake(max_size=None).receive_data(data)
+        assert request is not None
+        return request.host
+
+    data = REQUEST.replace(b"Host: example.com", f"Host: {host}".encode())
+    try:
+        assert read(data) == host
+    except InvalidHandshake:
+        return
+    # What fits can stand in a URL.
+    if host:
+        assert urlsplit(f"//{host}/").netloc == host
+        assert read(REQUEST.replace(b"/path", f"ws://{host}/path".encode())) == host
 
 
 def test_a_client_that_sends_nothing_gets_no_answer() -> None:
