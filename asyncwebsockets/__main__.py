@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._cli_connect import connect
 from ._cli_serve import serve
+from ._descriptors import open_missing
 from ._printable import PrintableFormatter
 from .settings import Settings
 
@@ -35,7 +36,7 @@ exit status:
   1    the connection was lost, failed, or closed with another code
   2    the command line is wrong
   3    there was no connection: name, TCP, TLS, or the handshake, whose answer is shown
-  130  Ctrl-C
+  130  Ctrl-C; 143 SIGTERM
 """
 
 _SERVE = """\
@@ -51,14 +52,25 @@ exec       runs the command for each connection: each message is a line of its s
 
 Pages in a browser may connect only from the origins given; other clients always may.
 SIGTERM and SIGINT close: 1012 to every connection, and --drain-timeout for their handlers; a second
-one does not wait.
+one does not wait, and kills the commands.
 """
+
+
+class _Version(argparse.Action):
+    """Looks for the version only where it is asked for, which takes its time."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> None:
+        from importlib.metadata import version
+
+        print(f"asyncwebsockets {version('asyncwebsockets')}")  # noqa: T201
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="asyncwebsockets", description="WebSockets from the command line."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show it and leave")
     both = argparse.ArgumentParser(add_help=False)
     both.add_argument(
         "--subprotocol",
@@ -147,7 +159,7 @@ def _add_serve(commands: Any, both: argparse.ArgumentParser) -> None:
         "serve",
         parents=[both],
         help="serve an echo, a broadcast, or a command",
-        description="Serve an echo, a broadcast, or a command. Options go before it.",
+        description="Serve an echo, a broadcast, or a command. Options go before exec.",
         epilog=_SERVE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -155,7 +167,7 @@ def _add_serve(commands: Any, both: argparse.ArgumentParser) -> None:
     parser.add_argument("command", nargs=argparse.REMAINDER, help="for exec")
     parser.add_argument("--host", default="127.0.0.1", help="%(default)s by default")
     parser.add_argument(
-        "--port", type=int, default=8765, help="%(default)s by default; 0 for any that is free"
+        "--port", type=_port, default=8765, help="%(default)s by default; 0 for any that is free"
     )
     parser.add_argument("--uds", metavar="PATH", help="a Unix socket, in place of host and port")
     parser.add_argument("--cert-file", metavar="FILE", help="the certificate chain (PEM), for wss")
@@ -188,6 +200,12 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
+    return int(text)
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -198,10 +216,29 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    options = parser.parse_args(arguments)
+    if options.command_name != "serve":
+        return options
+    if options.what == "exec":
+        if not options.command:
+            parser.error("expected a command behind exec")
+        return options
+    if options.command:
+        # Only exec has to leave what is behind it to the command.
+        what, behind = options.what, options.command
+        before = arguments[: -len(behind) - 1]
+        options = parser.parse_args([*before, *behind, what])
+        if options.command:
+            parser.error(f"expected only options behind {what}, got {' '.join(behind)}")
+    return options
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
+    open_missing()
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parse(parser, sys.argv[1:] if arguments is None else list(arguments))
     name = options.backend
     if name != "asyncio" and importlib.util.find_spec(name) is None:
         parser.error(f"expected the package {name} for --backend={name}, it is missing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import ssl
 import subprocess
@@ -14,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from ._broadcast import broadcast
+from ._certificates import load_identity
 from ._descriptors import decode, records
+from ._grammar import is_token
 from .errors import ConnectionClosed
 from .events import AcceptConnection, Message
-from .origin import check_origin
+from .origin import check_origin, origin_filter
 from .server import serve as serve_websockets
 from .settings import Deflate, Settings
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from anyio.abc import ByteReceiveStream, Process
 
@@ -53,23 +56,27 @@ def serve(options: argparse.Namespace, backend: tuple[str, dict[str, Any]]) -> i
             compression=Deflate() if options.compress else None,
         )
         accept = _Filter(options.origin, options.subprotocol)
-    except (OSError, ValueError) as exc:
+    except ValueError as exc:
         logger.error("%s", exc)
         return _NOT_STARTED
+    place = f"{options.host}, port {options.port}"
     listen: dict[str, Any] = {"host": options.host, "port": options.port}
     if options.uds is not None:
+        place = f"the Unix socket {options.uds}"
         listen = {"uds": options.uds}
     run = partial(
         serve_websockets, handler, **listen, filter=accept, ssl=context, settings=settings
     )
-    return anyio.run(_until_told, run, backend=backend[0], backend_options=backend[1])
+    return anyio.run(
+        _until_told, run, handler, place, backend=backend[0], backend_options=backend[1]
+    )
 
 
 def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
     if options.cert_file is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(options.cert_file, options.key_file)
+    load_identity(context, options.cert_file, options.key_file)
     return context
 
 
@@ -83,14 +90,22 @@ def _handler(options: argparse.Namespace) -> Handler:
             return _Processes(options)
 
 
-async def _until_told(run: Any) -> int:
-    """Serve until SIGTERM or SIGINT, then drain; at a second one, wait no longer."""
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+def _endings() -> Iterator[signal.Signals]:
+    yield from (signal.SIGTERM, signal.SIGINT)
+    # Commands are in sessions of their own: a terminal that goes would leave them behind. Under
+    # nohup it does not matter.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        yield signal.SIGHUP
+
+
+async def _until_told(run: Any, handler: Handler, place: str) -> int:
+    """Serve until a signal, then drain; at a second one, wait no longer."""
+    with anyio.open_signal_receiver(*_endings()) as signals:
         async with anyio.create_task_group() as tasks:
             try:
                 server: Server = await tasks.start(run)
             except (OSError, ValueError) as exc:
-                logger.error("%s", exc)
+                logger.error("cannot listen on %s: %s", place, exc)
                 return _NOT_STARTED
             scheme = "wss" if run.keywords["ssl"] is not None else "ws"
             for address in server.addresses:
@@ -104,6 +119,8 @@ async def _until_told(run: Any) -> int:
             async for number in signals:
                 logger.info("%s: closing", number.name)
                 if told:
+                    if isinstance(handler, _Processes):
+                        handler.kill()
                     await server.close(grace=0)
                     break
                 told = True
@@ -128,6 +145,11 @@ class _Filter:
     def __init__(self, origins: list[str], subprotocols: list[str]) -> None:
         self._any = "*" in origins
         self._origins = [origin for origin in origins if origin != "*"]
+        # It checks them.
+        origin_filter(*self._origins)
+        for name in subprotocols:
+            if not is_token(name):
+                raise ValueError(f"expected a token as a subprotocol, got {name!r}")
         self._subprotocols = subprotocols
 
     async def __call__(self, request: Request) -> object:
@@ -168,12 +190,21 @@ class _Processes:
     """Runs a command for each connection: messages to its input, its output to messages."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        if not options.command:
-            raise ValueError("expected a command behind exec")
+        if shutil.which(options.command[0]) is None:
+            raise ValueError(f"expected a command that can be run, got {options.command[0]!r}")
         self._command: list[str] = options.command
         self._separator = b"\0" if options.null else b"\n"
         self._binary: bool = options.binary
         self._limit: int | None = options.max_size or None
+        self._running: set[Process] = set()
+        self._patience = _LAST_WORDS
+
+    def kill(self) -> None:
+        """End all that runs and what it has started, and be patient with none from now on."""
+        self._patience = 0
+        for process in self._running:
+            if process.returncode is None:
+                _signal(process, signal.SIGKILL)
 
     async def __call__(self, websocket: Websocket) -> None:
         try:
@@ -190,16 +221,23 @@ class _Processes:
             logger.error("cannot run %s: %s", self._command[0], exc)
             await websocket.close(1011, "the command cannot be run")
             return
+        self._running.add(process)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._feed, websocket, process, tasks.cancel_scope)
-                await self._forward(websocket, process)
-                status = await process.wait()
-                await websocket.close(*_end(status))
+                try:
+                    await self._forward(websocket, process)
+                except ValueError as exc:
+                    logger.error("%s has said too much at once: %s", self._command[0], exc)
+                    end = 1011, "the command has said too much at once"
+                else:
+                    end = _end(await process.wait())
+                await websocket.close(*end)
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
-                await _end_process(process)
+                await self._finish(process)
+            self._running.discard(process)
 
     async def _feed(self, websocket: Websocket, process: Process, scope: anyio.CancelScope) -> None:
         assert process.stdin is not None
@@ -220,6 +258,25 @@ class _Processes:
         assert process.stdout is not None
         async for record in records(_chunks(process.stdout), self._separator, self._limit):
             await websocket.send(record if self._binary else decode(record))
+
+    async def _finish(self, process: Process) -> None:
+        """Close its input, then ask it to end, then end it."""
+        assert process.stdin is not None
+        with suppress(anyio.BrokenResourceError, OSError):
+            await process.stdin.aclose()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with anyio.move_on_after(self._patience):
+                await process.wait()
+                break
+            _signal(process, number)
+        await process.aclose()
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    """Send a signal to a command and what it has started."""
+    # It may have ended in this moment.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 async def _chunks(stream: ByteReceiveStream) -> AsyncIterator[bytes]:
@@ -248,18 +305,3 @@ def _end(status: int) -> tuple[int, str]:
     if status < 0:
         return 1011, f"the command was ended by signal {-status}"
     return 1011, f"the command ended with status {status}"
-
-
-async def _end_process(process: Process) -> None:
-    """Close its input, then ask it to end, then end it."""
-    assert process.stdin is not None
-    with suppress(anyio.BrokenResourceError, OSError):
-        await process.stdin.aclose()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with anyio.move_on_after(_LAST_WORDS):
-            await process.wait()
-            break
-        # It may have ended in this moment.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-    await process.aclose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,12 +14,27 @@ from anyio.lowlevel import checkpoint
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
 
-__all__ = ["decode", "read_from", "records", "write_to"]
+__all__ = ["decode", "open_missing", "read_from", "records", "write_to"]
 
 _READ = 65_536
 
 # What a pipe that is ready for writing takes without blocking (POSIX, PIPE_BUF).
 _WRITE = select.PIPE_BUF
+
+
+def open_missing() -> None:
+    """Have nothing to read and nobody who reads where a shell has closed 0, 1 or 2 (``<&-``).
+
+    Otherwise the next socket is opened there, and what is meant for standard output goes to it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It is the lowest that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)
 
 
 def _may_wait(descriptor: int) -> bool:

@@ -28,6 +28,7 @@ from asyncwebsockets import (
     Rejected,
     Request,
     Websocket,
+    create_websocket,
     open_websocket,
     open_websocket_client,
     serve,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    import trustme
     from anyio.abc import Process
 
 COMMAND = [sys.executable, "-m", "asyncwebsockets"]
@@ -262,6 +264,10 @@ def test_where_nobody_listens_it_is_status_3(capfd: pytest.CaptureFixture[str]) 
         (["connect", "ws://localhost/", "--wait=nan"], "expected seconds"),
         (["connect", "ws://localhost/", "--count=-1"], "expected a number"),
         (["connect", "wss://localhost/", "--key-file=k"], "expected --cert-file"),
+        (["serve", "exec"], "expected a command behind exec"),
+        (["serve", "echo", "--port=65536"], "expected a port from 0 to 65535, got '65536'"),
+        (["serve", "echo", "broadcast"], "expected only options behind echo, got broadcast"),
+        (["serve", "echo", "--port=0", "x"], "invalid choice: 'x'"),
     ],
 )
 def test_a_wrong_command_line_is_status_2(
@@ -400,24 +406,42 @@ async def test_a_person_is_called_back_at_the_end() -> None:
 # serve
 
 
+class Serving:
+    """The running command."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stderr is not None
+        self.process = process
+        self._lines = TextReceiveStream(process.stderr)
+        self._said = ""
+
+    async def says(self, text: str) -> str:
+        """Read until it has said that; return the rest of the line."""
+        while text not in self._said or "\n" not in self._said.split(text, 1)[1]:
+            self._said += await self._lines.receive()
+        rest, _, self._said = self._said.split(text, 1)[1].partition("\n")
+        return rest
+
+
 @asynccontextmanager
-async def serving(*arguments: str, status: int = 0) -> AsyncIterator[str]:
-    """Run the command, give its URL, and end it by SIGTERM."""
+async def started(*arguments: str) -> AsyncIterator[Serving]:
     process = await anyio.open_process([*COMMAND, "serve", "--port=0", *arguments])
     try:
         with anyio.fail_after(30):
-            assert process.stderr is not None
-            said = ""
-            lines = TextReceiveStream(process.stderr)
-            while "listening on " not in said or not said.endswith("\n"):
-                said += await lines.receive()
-            yield said.split("listening on ")[1].strip()
-            process.send_signal(signal.SIGTERM)
-            assert await process.wait() == status
+            yield Serving(process)
     finally:
         if process.returncode is None:
             process.kill()
         await process.aclose()
+
+
+@asynccontextmanager
+async def serving(*arguments: str, status: int = 0) -> AsyncIterator[str]:
+    """Run the command, give its URL, and end it by SIGTERM."""
+    async with started(*arguments) as command:
+        yield await command.says("listening on ")
+        command.process.send_signal(signal.SIGTERM)
+        assert await command.process.wait() == status
 
 
 @pytest.mark.anyio
@@ -527,12 +551,108 @@ async def test_a_command_for_each_connection(tmp_path: Path) -> None:
     assert mark.read_text() == "saw the end"
 
 
+STUBBORN = """
+import os, pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: pathlib.Path(sys.argv[1]).touch())
+print(os.getpid(), flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.anyio
+@each_backend
+async def test_a_second_signal_does_not_wait_for_a_command(backend: str, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    command = ["exec", sys.executable, "-c", STUBBORN, str(mark)]
+    async with started(f"--backend={backend}", *command) as server:
+        # It does not answer the Close, so that nothing else ends before the second signal.
+        websocket = await create_websocket(await server.says("listening on "))
+        pid = int(await websocket.receive_text())
+        server.process.send_signal(signal.SIGTERM)
+        await server.says("SIGTERM: closing")
+        server.process.send_signal(signal.SIGINT)
+        await server.says("SIGINT: closing")
+        assert await server.process.wait() == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        await websocket.abort()
+    # Nobody has asked it before.
+    assert not mark.exists()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ignored", [False, True], ids=["alone", "nohup"])
+async def test_a_terminal_that_goes_ends_the_server_unless_told_not_to(ignored: bool) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        process = await anyio.open_process([*COMMAND, "serve", "--port=0", "echo"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    async with process:
+        with anyio.fail_after(30):
+            server = Serving(process)
+            url = await server.says("listening on ")
+            async with open_websocket(url) as websocket:
+                process.send_signal(signal.SIGHUP)
+                if ignored:
+                    await websocket.ping()
+                    process.send_signal(signal.SIGTERM)
+                await websocket.wait_closed()
+                assert websocket.close_code == 1012
+            assert await process.wait() == 0
+
+
+@pytest.mark.anyio
+async def test_a_server_with_tls_and_one_connection_at_most(
+    authority: trustme.CA, client_tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    certificate = authority.issue_cert("127.0.0.1")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    chain.write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
+    key.write_bytes(certificate.private_key_pem.bytes())
+    files = [f"--cert-file={chain}", f"--key-file={key}"]
+    # Only exec keeps what is behind it for the command.
+    async with serving("echo", *files, "--max-connections=1") as url:
+        assert url.startswith("wss://127.0.0.1:")
+        async with open_websocket(url, ssl=client_tls) as websocket:
+            await websocket.send("hello")
+            assert await websocket.receive_text() == "hello"
+            with pytest.raises(Rejected) as caught:
+                async with open_websocket(url, ssl=client_tls):
+                    raise AssertionError("a second one has connected")
+            assert caught.value.status == 503
+
+
+@pytest.mark.anyio
+async def test_a_command_that_says_too_much_at_once(tmp_path: Path) -> None:
+    code = "print('short', flush=True); print('x' * 1000, flush=True); input()"
+    async with started("--max-size=100", "exec", sys.executable, "-c", code) as server:
+        async with open_websocket(await server.says("listening on ")) as websocket:
+            assert await websocket.receive_text() == "short"
+            await websocket.wait_closed()
+            assert (websocket.close_code, websocket.close_reason) == (
+                1011,
+                "the command has said too much at once",
+            )
+        said = await server.says("has said too much at once: ")
+        assert said == "expected a message of at most 100 bytes, got 1000 or more"
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.process.wait() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["exec"], "expected a command"),
-        (["--cert-file=missing", "echo"], "No such file"),
-        (["--host=192.0.2.1", "echo"], "assign requested address"),
+        (["exec", "no-such-command"], "expected a command that can be run"),
+        (["--cert-file=missing", "echo"], "(PEM) in missing: No such file"),
+        (["--cert-file=a", "--key-file=b", "echo"], "(PEM) in a and b: No such file"),
+        (["--host=192.0.2.1", "echo"], "cannot listen on 192.0.2.1, port 0: "),
+        (["--uds=/no/such", "echo"], "cannot listen on the Unix socket /no/such: "),
+        (["--origin=example.com", "echo"], "expected an origin such as"),
+        (["--subprotocol=a b", "echo"], "expected a token as a subprotocol, got 'a b'"),
+        (["--max-connections=0", "echo"], "expected max_connections above 0"),
     ],
 )
 def test_a_server_that_cannot_start_is_status_1(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LAYERS = {
     asyncwebsockets: [
         ["errors"],
-        ["_descriptors", "_printable", "events"],
+        ["_certificates", "_descriptors", "_printable", "events"],
         ["settings"],
         ["_native", "_nativeloop"],
         ["_implementation"],
