@@ -108,7 +108,7 @@ class FaultyStream(ByteStream):
 
     Faults may be set at any time, by assigning to `receiving` or `sending`; bytes count from
     there. So ``stream.sending = Faults(reset_after=3)`` after the handshake resets the
-    connection in the middle of the next frame.
+    connection in the middle of the next frame, and ``stream.receiving = Faults()`` ends a silence.
 
     TLS cannot end one direction only: there ``end_after`` cuts both. To have TLS itself see the
     faults, wrap the stream below it.
@@ -138,6 +138,8 @@ class FaultyStream(ByteStream):
         self._send_guard = ResourceGuard("sending to")
         # Set when nothing is to be waited for any more.
         self._over = anyio.Event()
+        # Rung then, and when what is received has other faults.
+        self._changed = Bell()
         self._closed = False
         self._reset = False
 
@@ -149,6 +151,7 @@ class FaultyStream(ByteStream):
     @receiving.setter
     def receiving(self, faults: Faults) -> None:
         self._receiving = _Direction(faults)
+        self._changed.ring()
 
     @property
     def sending(self) -> Faults:
@@ -173,12 +176,12 @@ class FaultyStream(ByteStream):
         with self._receive_guard:
             await checkpoint()
             self._check()
-            await self._cut(self._receiving)
+            await self._cut()
             if not self._received:
                 self._received = await self._stream.receive()
             await self._delay(self._receiving.faults)
             # The faults may have been set while it waited.
-            await self._cut(self._receiving)
+            await self._cut()
             size = self._receiving.allowed(min(max_bytes, len(self._received)))
             data, self._received = self._received[:size], self._received[size:]
             self._receiving.passed += size
@@ -221,6 +224,7 @@ class FaultyStream(ByteStream):
         """Close the stream, and the one below; whoever waits in it is told."""
         self._closed = True
         self._over.set()
+        self._changed.ring()
         await self._stream.aclose()
 
     @property
@@ -244,14 +248,14 @@ class FaultyStream(ByteStream):
         after = direction.faults.silent_after
         return after is not None and direction.passed >= after
 
-    async def _cut(self, direction: _Direction) -> None:
-        """Do what the faults say where so many bytes have passed."""
-        faults = direction.faults
-        if faults.cut_after is None or direction.passed < faults.cut_after:
-            return
-        if faults.silent_after is not None:
-            await self._over.wait()
+    async def _cut(self) -> None:
+        """Do what the faults say where so many bytes have been received."""
+        while self._silent(self._receiving):
+            await self._changed.wait()
             self._check()
+        faults = self._receiving.faults
+        if faults.cut_after is None or self._receiving.passed < faults.cut_after:
+            return
         if faults.reset_after is not None:
             await self._reset_now()
         raise anyio.EndOfStream
@@ -281,6 +285,7 @@ class FaultyStream(ByteStream):
     async def _reset_now(self) -> None:
         self._reset = True
         self._over.set()
+        self._changed.ring()
         await reset(self._stream)
         raise _connection_reset()
 

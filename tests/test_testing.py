@@ -528,6 +528,24 @@ async def test_a_handshake_that_is_cut(after: int) -> None:
                     pytest.fail("the answer was cut")
 
 
+async def test_a_silence_ends_for_who_waits_in_it(pairs: Pairs) -> None:
+    near, far = await pairs.streams()
+    faulty = FaultyStream(near, receiving=Faults(silent_after=0))
+    async with anyio.create_task_group() as tg:
+        received = []
+
+        async def receive() -> None:
+            received.append(await faulty.receive())
+
+        tg.start_soon(receive)
+        await far.send(b"123")
+        await anyio.wait_all_tasks_blocked()
+        assert not received
+        faulty.receiving = Faults()
+    assert received == [b"123"]
+    await close_both(faulty, far)
+
+
 @on_trios_clock
 async def test_a_peer_that_went_silent() -> None:
     near, far = memory_pair()
