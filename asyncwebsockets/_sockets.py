@@ -8,6 +8,7 @@ import os
 import socket
 import ssl
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -26,11 +27,14 @@ from .transport import PushTransport, StreamTransport, Transport, TransportLost,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._hangup import Hangups
     from ._loop import Waiter
     from .events import Address
     from .transport import Sink
 
-__all__ = ["Sock", "SocketTransport", "make_transport", "open_transport"]
+    Opener = Callable[[socket.socket, bytes, Address], "SocketTransport"]
+
+__all__ = ["Sock", "SocketTransport", "make_transport", "open_transport", "socket_opener"]
 
 #: What may be handed to `open_websocket_client`, `create_websocket_server` and their kin.
 Sock: TypeAlias = "ByteStream | ObjectStream[bytes] | socket.socket"
@@ -50,8 +54,10 @@ class SocketTransport(Pipe, Transport):
     kept, in order: a cancellation never leaves half a write.
 
     Args:
-        sock: connected and non-blocking; owned by the pipe from here on.
+        pace: how often operations on it give way to others.
+        sock: connected; owned by the pipe from here on.
         early: bytes that were read from it already.
+        remote: the peer's address, None to ask the socket.
     """
 
     __slots__ = (
@@ -61,9 +67,10 @@ class SocketTransport(Pipe, Transport):
         "_remote",
     )
 
-    def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
+    def __init__(self, pace: Pace, sock: socket.socket, early: bytes, remote: Address) -> None:
+        sock.setblocking(False)
         self._sock = sock
-        self._pace = Pace.current()
+        self._pace = pace
         self._sink = None
         self._in_turn = False
         self._inbox: list[bytes] = [early] if early else []
@@ -79,12 +86,16 @@ class SocketTransport(Pipe, Transport):
         self._joins = False
         self._turn = -1
         self._local: Address = None
-        self._remote: Address = None
-        with contextlib.suppress(OSError):
+        self._remote = remote
+        try:
             self._local = as_address(sock.getsockname())
-            self._remote = as_address(sock.getpeername())
+            if remote is None:
+                self._remote = as_address(sock.getpeername())
             # Other sockets than TCP's refuse.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            # It may be gone, too, which shows when it is read.
+            return
 
     @property
     def pace(self) -> Pace:
@@ -295,11 +306,19 @@ class AsyncioSocket(SocketTransport, PushTransport):
         "_room",
     )
 
-    def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
-        super().__init__(sock, early)
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        hangups: Hangups | None,
+        pace: Pace,
+        sock: socket.socket,
+        early: bytes,
+        remote: Address,
+    ) -> None:
+        super().__init__(pace, sock, early, remote)
         self._joins = True
-        self._loop = asyncio.get_running_loop()
-        self._hangups = hangups_of(self._loop)
+        self._loop = loop
+        self._hangups = hangups
         self._hung_up = False
         self._reading = False
         self._eof = False
@@ -349,6 +368,12 @@ class AsyncioSocket(SocketTransport, PushTransport):
         if data:
             self._inbox.append(data)
         return True
+
+    def receive_nowait(self) -> bytes:
+        """Return bytes that are there already, b"" for none; the end is left to `receive`."""
+        if self._inbox or (not self._eof and self._failure is None and self._receive_now()):
+            return self._inbox.pop(0) if self._inbox else b""
+        return b""
 
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""
@@ -465,14 +490,36 @@ class TrioSocket(SocketTransport):
         "_wait_writable",
     )
 
-    def __init__(self, sock: socket.socket, early: bytes = b"") -> None:
-        super().__init__(sock, early)
+    def __init__(self, pace: Pace, sock: socket.socket, early: bytes, remote: Address) -> None:
+        super().__init__(pace, sock, early, remote)
         # Whether a read may find something without waiting.
         self._ready = True
         self._call_soon: Callable[[Callable[[], object]], None] | None = None
         self._wait_readable, self._wait_writable = trio_waits()
         # Set while a task waits for room, for others that do.
         self._room: anyio.Event | None = None
+
+    def _receive_now(self) -> bytes | None:
+        """Return what is there, b"" at the end; None for nothing, or where it is broken."""
+        if not self._ready:
+            return None
+        try:
+            data = self._sock.recv(READ_SIZE)
+        except _NOT_NOW:
+            self._ready = False
+            return None
+        except OSError as exc:
+            self._break(exc)
+            return None
+        # A whole buffer may not have been all, and an end comes again.
+        self._ready = len(data) in (0, READ_SIZE)
+        return data
+
+    def receive_nowait(self) -> bytes:
+        """Return bytes that are there already, b"" for none; the end is left to `receive`."""
+        if self._inbox:
+            return self._inbox.pop(0)
+        return self._receive_now() or b"" if self._failure is None else b""
 
     async def receive(self) -> bytes:
         """Return the next bytes, b"" at the end."""
@@ -483,18 +530,11 @@ class TrioSocket(SocketTransport):
                 return self._inbox.pop(0)
             if self._failure is not None:
                 raise TransportLost(self._failure)
-            if self._ready:
-                try:
-                    data = self._sock.recv(READ_SIZE)
-                except _NOT_NOW:
-                    self._ready = False
-                except OSError as exc:
-                    self._break(exc)
-                    raise TransportLost(str(self._failure)) from exc
-                else:
-                    # A whole buffer may not have been all, and an end comes again.
-                    self._ready = len(data) in (0, READ_SIZE)
-                    return data
+            data = self._receive_now()
+            if data is not None:
+                return data
+            if self._failure is not None:
+                continue
             if self._backlog and not self._blocked:
                 # What was joined goes out before its task waits for the answer.
                 self.flush()
@@ -567,8 +607,11 @@ async def make_transport(sock: Sock) -> Transport:
 
 async def open_transport(sock: socket.socket) -> Transport:
     """Return the pipe on a connected socket."""
-    sock.setblocking(False)
-    return _on_socket(sock) or StreamTransport(await _as_stream(sock))
+    opened = socket_opener()
+    if opened is None:
+        sock.setblocking(False)
+        return StreamTransport(await _as_stream(sock))
+    return opened(sock, b"", None)
 
 
 async def _as_stream(sock: socket.socket) -> SocketStream | UNIXSocketStream:
@@ -578,14 +621,20 @@ async def _as_stream(sock: socket.socket) -> SocketStream | UNIXSocketStream:
     return await SocketStream.from_socket(sock)
 
 
-def _on_socket(sock: socket.socket, early: bytes = b"") -> SocketTransport | None:
-    """Return the pipe on a socket, None where the event loop cannot wait for one."""
+def socket_opener() -> Opener | None:
+    """Return what makes a pipe of a connected socket; None if the loop cannot wait for one.
+
+    It gets the socket, what was read from it, and the peer's address, None to ask the socket.
+    What there is to be asked of the event loop has been asked then.
+    """
+    pace = Pace.current()
     if not running_asyncio():
-        return TrioSocket(sock, early)
+        return partial(TrioSocket, pace)
+    loop = asyncio.get_running_loop()
     # Windows' proactor loop has no readers.
-    if type(asyncio.get_running_loop()).add_reader is asyncio.AbstractEventLoop.add_reader:
+    if type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
         return None
-    return AsyncioSocket(sock, early)
+    return partial(AsyncioSocket, loop, hangups_of(loop), pace)
 
 
 def _take_over(found: object) -> Transport | None:
@@ -616,11 +665,11 @@ def _take_over(found: object) -> Transport | None:
         sock = socket.socket(fileno=os.dup(raw.fileno()))
     except (AttributeError, OSError):
         return None
-    sock.setblocking(False)
-    taken = _on_socket(sock, early)
-    if taken is None:
+    opened = socket_opener()
+    if opened is None:
         sock.close()
         return None
+    taken = opened(sock, early, None)
     if transport is not None:
         protocol.read_queue.clear()
         transport.abort()

@@ -15,7 +15,7 @@ from anyio.abc import SocketAttribute, SocketListener
 
 from ._loop import stepping
 from ._scope import Opened, WebsocketScope
-from ._sockets import make_transport, open_transport
+from ._sockets import make_transport, open_transport, socket_opener
 from ._supervisor import Supervisor
 from ._tls import start_tls
 from .decision import decide
@@ -23,8 +23,9 @@ from .deflate import PerMessageDeflate
 from .errors import HandshakeError, HandshakeTimeout, InvalidHandshake, Rejected
 from .events import AcceptConnection, Reject
 from .handshake import ServerHandshake
+from .pace import Pace
 from .settings import Settings
-from .transport import TransportLost, as_address, linger
+from .transport import Transport, TransportLost, as_address, linger
 from .websocket import check_close
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from ._sockets import Sock
-    from .events import Address, Request, Response
-    from .transport import Transport
+    from .events import Address, Request
     from .websocket import Websocket
 
     Filter = Callable[[Request], Awaitable[object]]
@@ -140,19 +140,14 @@ async def create_websocket_server(
 
 
 async def _adopt(sock: Sock, filter: Filter | None, settings: Settings) -> Opened:
-    transport = await make_transport(sock)
-
-    async def ready() -> Transport:
-        return transport
-
-    return await _Handshaking(ready, filter, settings).run()
+    return await _Handshaking(await make_transport(sock), filter, settings).run()
 
 
 class _Handshaking:
     """One opening handshake on the server's side, with whatever answer it gets.
 
     Args:
-        dial: gives the transport; the time it takes counts.
+        found: the transport, or what gives it; the time that takes counts.
         filter: decides, None to accept.
         settings: limits and options.
         on_http: answers plain HTTP.
@@ -161,21 +156,26 @@ class _Handshaking:
 
     def __init__(
         self,
-        dial: Callable[[], Awaitable[Transport]],
+        found: Transport | Callable[[], Awaitable[Transport]],
         filter: Filter | None,
         settings: Settings,
         *,
         on_http: OnHttp | None = None,
         refused: bool = False,
     ) -> None:
-        self._dial = dial
+        self._found = found
         self._filter = filter
         self._settings = settings
         self._on_http = on_http
         self._refused = refused
-        self._scope = anyio.CancelScope()
+        # Around what may have to wait.
+        self._scope: anyio.CancelScope | None = None
         self._drained = False
         self._request: Request | None = None
+        # What is wrong with it.
+        self._error: HandshakeError | None = None
+        # The connection, once its 101 is written.
+        self._opened: Opened | None = None
         # Bytes that came behind the request while the filter ran.
         self._early = bytearray()
         self._answering = False
@@ -200,7 +200,8 @@ class _Handshaking:
     def drain(self) -> None:
         """Answer 503, because the server closes."""
         self._drained = True
-        self._scope.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
 
     async def run(self) -> Opened:
         """Shake hands. Unless it returns, the transport is closed in the end."""
@@ -209,16 +210,19 @@ class _Handshaking:
         handshake: ServerHandshake | None = None
         result: Opened | BaseException | None = None
         try:
-            if settings.open_timeout is not None:
-                self._scope.deadline = anyio.current_time() + settings.open_timeout
-            with self._scope:
-                transport = await self._dial()
-                handshake = ServerHandshake(
-                    max_size=settings.max_handshake_size,
-                    local_address=transport.local_address,
-                    remote_address=transport.remote_address,
-                    secure=transport.secure,
-                )
+            if isinstance(self._found, Transport):
+                transport = self._found
+                handshake = self._begin(transport)
+                if self._opened is not None and not (transport.clogged or transport.unsent):
+                    return self._opened
+            with anyio.move_on_after(settings.open_timeout) as self._scope:
+                if self._drained:
+                    self._scope.cancel()
+                if not isinstance(self._found, Transport):
+                    transport = await self._found()
+                    handshake = self._begin(transport)
+                assert transport is not None
+                assert handshake is not None
                 result = await self._attempt(transport, handshake)
             if result is None:
                 result = self._out_of_time()
@@ -251,20 +255,41 @@ class _Handshaking:
             f"the handshake took longer than open_timeout={self._settings.open_timeout:g} s"
         )
 
+    def _begin(self, transport: Transport) -> ServerHandshake:
+        """Read the request if it is there already, and accept it if nobody is to be asked."""
+        handshake = ServerHandshake(
+            max_size=self._settings.max_handshake_size,
+            local_address=transport.local_address,
+            remote_address=transport.remote_address,
+            secure=transport.secure,
+        )
+        if not (self._drained or self._refused or transport.pace.due(0)):
+            data = transport.receive_nowait()
+            if data:
+                try:
+                    self._request = handshake.receive_data(data)
+                except HandshakeError as exc:
+                    self._error = exc
+        if self._request is not None and handshake.upgrade and self._filter is None:
+            decision = decide(True, self._request)
+            assert isinstance(decision, AcceptConnection)
+            self._opened = self._accept(transport, handshake, decision)
+        return handshake
+
     async def _attempt(
         self, transport: Transport, handshake: ServerHandshake
     ) -> Opened | BaseException:
         """Return the connection, or what is to be raised after the answer was sent."""
         try:
-            decision = await self._decide(transport, handshake)
-            if isinstance(decision, AcceptConnection):
-                data, response, extensions = handshake.accept(decision, self._extensions(decision))
-                self._answering = True
-                await transport.send(data)
-                return self._opened(transport, handshake, decision, response, extensions)
-            await self._answer(transport, handshake, decision)
-            body = decision.body if isinstance(decision.body, bytes) else b""
-            return Rejected(decision.status, _as_raw(decision), body)
+            if self._opened is None:
+                decision = await self._decide(transport, handshake)
+                if isinstance(decision, Reject):
+                    await self._answer(transport, handshake, decision)
+                    body = decision.body if isinstance(decision.body, bytes) else b""
+                    return Rejected(decision.status, _as_raw(decision), body)
+                self._opened = self._accept(transport, handshake, decision)
+            await transport.drain()
+            return self._opened
         except _UsersError as exc:
             self._failure = exc.error
             self._broke_off = self._answering
@@ -284,15 +309,14 @@ class _Handshaking:
                 await self._answer(transport, handshake, Reject(500))
             return exc
 
-    def _opened(
-        self,
-        transport: Transport,
-        handshake: ServerHandshake,
-        decision: AcceptConnection,
-        response: Response,
-        extensions: Sequence[Any],
+    def _accept(
+        self, transport: Transport, handshake: ServerHandshake, decision: AcceptConnection
     ) -> Opened:
+        """Write the 101."""
         assert self._request is not None
+        data, response, extensions = handshake.accept(decision, self._extensions(decision))
+        self._answering = True
+        transport.write(data)
         return Opened(
             transport=transport,
             role="server",
@@ -315,7 +339,9 @@ class _Handshaking:
     ) -> AcceptConnection | Reject:
         if self._refused:
             return Reject(503, [(b"Retry-After", b"1")])
-        request = None
+        if self._error is not None:
+            raise self._error
+        request = self._request
         while request is None:
             request = handshake.receive_data(await transport.receive())
         self._request = request
@@ -476,6 +502,8 @@ class Server:
         self._listeners = listeners
         self._task_group = task_group
         self._supervisor = Supervisor(task_group)
+        self._pace = Pace.current()
+        self._opener = socket_opener() if ssl is None else None
         self._stepped = stepping()
         self._websockets: set[Websocket] = set()
         self._handshakes: set[_Handshaking] = set()
@@ -576,7 +604,7 @@ class Server:
             try:
                 await anyio.wait_readable(listening)
                 for _ in range(_MAX_ACCEPTED):
-                    self._take(listening.accept()[0])
+                    self._take(*listening.accept())
             except (BlockingIOError, InterruptedError):
                 continue
             except anyio.ClosedResourceError:
@@ -590,14 +618,17 @@ class Server:
                     logger.warning("cannot accept connections for now: %s", exc)
                     await anyio.sleep(0.1)
 
-    def _take(self, sock: socket.socket) -> None:
+    def _take(self, sock: socket.socket, address: Any) -> None:
         self._count += 1
         if self._over_limit():
             self._task_group.start_soon(self._refuse, sock)
         else:
-            handshake = _Handshaking(
-                self._dialler(sock), self._filter, self._settings, on_http=self._on_http
-            )
+            found: Transport | Callable[[], Awaitable[Transport]]
+            if self._opener is not None:
+                found = self._opener(sock, b"", as_address(address))
+            else:
+                found = self._dialler(sock)
+            handshake = _Handshaking(found, self._filter, self._settings, on_http=self._on_http)
             self._handshakes.add(handshake)
             self._task_group.start_soon(self._run, handshake)
 
@@ -643,6 +674,8 @@ class Server:
     # Running
 
     async def _run(self, handshake: _Handshaking) -> None:
+        # A task that begins has had its turn of the loop.
+        self._pace.reset()
         try:
             websocket = await self._shake_hands(handshake)
             # It is not needed for as long as the connection is open.

@@ -74,6 +74,10 @@ class Transport(ABC):
             TransportLost: the pipe broke or was closed on this side.
         """
 
+    def receive_nowait(self) -> bytes:
+        """Return bytes that are there already; b"" is to call `receive`, which may wait."""
+        return b""
+
     @abstractmethod
     def write(self, data: bytes) -> None:
         """Take bytes to be sent, in order; what a broken pipe is given is dropped."""
