@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
     from contextvars import Context
 
+    from anyio.abc import TaskGroup
+
     WaitFor = Callable[[socket.socket], Awaitable[None]]
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "make_waiter",
     "running_asyncio",
     "stepping",
+    "task_starter",
     "trio_waits",
 ]
 
@@ -213,6 +216,74 @@ def stepping() -> Callable[[Awaitable[T]], Awaitable[T]]:
 
 def _as_it_is(coroutine: Awaitable[T]) -> Awaitable[T]:
     return coroutine
+
+
+def task_starter(task_group: TaskGroup) -> Callable[..., object]:
+    """Return a function that starts tasks, to be cancelled and awaited with a task group.
+
+    ``start(function, *args)`` does what the group's own `start_soon` does; on asyncio, that
+    costs a tenth of an opening handshake.
+    """
+    if running_asyncio():
+        return _Tasks(task_group).start_soon
+    return task_group.start_soon
+
+
+class _Tasks:
+    """Plain tasks of asyncio, each in a cancel scope of its own.
+
+    A task in the group stands for them: it is cancelled with the group, cancels them, and waits.
+    """
+
+    def __init__(self, task_group: TaskGroup) -> None:
+        self._task_group = task_group
+        self._loop = asyncio.get_running_loop()
+        self._tasks: dict[anyio.CancelScope, asyncio.Task[None]] = {}
+        # Set when the last one has ended, once they are to end.
+        self._ended: anyio.Event | None = None
+        task_group.start_soon(self._keep)
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """Have a task call a function."""
+        scope = anyio.CancelScope()
+        self._tasks[scope] = self._loop.create_task(self._run(scope, function, args))
+        if self._ended is not None:
+            scope.cancel()
+
+    async def _run(
+        self,
+        scope: anyio.CancelScope,
+        function: Callable[..., Awaitable[object]],
+        args: tuple[Any, ...],
+    ) -> None:
+        try:
+            with scope:
+                await function(*args)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as exc:
+            # The group is to fail with it.
+            self._task_group.start_soon(_raise, exc)
+        finally:
+            del self._tasks[scope]
+            if self._ended is not None and not self._tasks:
+                self._ended.set()
+
+    async def _keep(self) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self._ended = anyio.Event()
+            for scope in list(self._tasks):
+                scope.cancel()
+            with anyio.CancelScope(shield=True):
+                while self._tasks:
+                    await self._ended.wait()
+                    self._ended = anyio.Event()
+
+
+async def _raise(error: BaseException) -> None:
+    raise error
 
 
 def make_waiter() -> Waiter:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import SocketAttribute, SocketListener
 
-from ._loop import stepping
+from ._loop import stepping, task_starter
 from ._scope import Opened, WebsocketScope
 from ._sockets import make_transport, open_transport, socket_opener
 from ._supervisor import Supervisor
@@ -501,6 +501,7 @@ class Server:
         self._on_handshake_error = on_handshake_error
         self._listeners = listeners
         self._task_group = task_group
+        self._start_soon = task_starter(task_group)
         self._supervisor = Supervisor(task_group)
         self._pace = Pace.current()
         self._opener = socket_opener() if ssl is None else None
@@ -621,7 +622,7 @@ class Server:
     def _take(self, sock: socket.socket, address: Any) -> None:
         self._count += 1
         if self._over_limit():
-            self._task_group.start_soon(self._refuse, sock)
+            self._start_soon(self._refuse, sock)
         else:
             found: Transport | Callable[[], Awaitable[Transport]]
             if self._opener is not None:
@@ -630,7 +631,7 @@ class Server:
                 found = self._dialler(sock)
             handshake = _Handshaking(found, self._filter, self._settings, on_http=self._on_http)
             self._handshakes.add(handshake)
-            self._task_group.start_soon(self._run, handshake)
+            self._start_soon(self._run, handshake)
 
     def _over_limit(self) -> bool:
         settings = self._settings

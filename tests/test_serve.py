@@ -6,7 +6,8 @@ import errno
 import logging
 import socket
 import struct
-from contextlib import asynccontextmanager
+import sys
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from wsproto.events import AcceptConnection, RejectConnection
 from wsproto.extensions import PerMessageDeflate as WsprotoDeflate
 
 from asyncwebsockets import (
+    ConnectionClosed,
     ConnectionClosedOK,
     Deflate,
     HandshakeError,
@@ -43,6 +45,9 @@ from asyncwebsockets.events import TextMessage
 from .conftest import cut, until
 from .frames import REQUEST, frame
 from .steps import Cut, at_each_step
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 if TYPE_CHECKING:
     import ssl
@@ -806,6 +811,62 @@ async def test_a_handler_may_close_the_server() -> None:
         async with open_websocket(url) as ws:
             await ws.send("stop")
             await ended.wait()
+
+
+async def test_a_handler_that_goes_on_after_a_cancellation_is_cancelled_again() -> None:
+    cancelled = 0
+
+    async def stubborn(ws: Websocket) -> None:
+        nonlocal cancelled
+        for _ in range(3):
+            try:
+                async with anyio.create_task_group() as tg:
+                    tg.start_soon(anyio.sleep_forever)
+                    with anyio.CancelScope():
+                        await anyio.sleep_forever()
+            except anyio.get_cancelled_exc_class():
+                cancelled += 1
+
+    async with anyio.create_task_group() as tg:
+        server, url, _ = await drained(tg, stubborn)
+        async with open_websocket(url):
+            await until(lambda: bool(server.connections))
+            tg.cancel_scope.cancel()
+    assert cancelled == 3
+    assert not server.connections
+
+
+class Alarm(BaseException):
+    pass
+
+
+async def test_what_is_no_exception_of_a_handler_ends_the_server_with_its_handlers() -> None:
+    ended = []
+
+    async def handler(ws: Websocket) -> None:
+        try:
+            if await ws.receive_text() == "end":
+                raise Alarm
+        finally:
+            ended.append(ws)
+
+    async with anyio.create_task_group() as clients:
+
+        async def client(text: str) -> None:
+            with suppress(ConnectionClosed, ConnectionError):
+                async with open_websocket(url) as ws:
+                    await ws.send(text)
+                    await ws.receive()
+
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with anyio.create_task_group() as tg:
+                server, url, _ = await drained(tg, handler)
+                async with open_websocket(url):
+                    clients.start_soon(client, "end")
+                    await anyio.sleep_forever()
+    assert caught.value.split(Alarm)[1] is None
+    assert len(ended) == 2
+    assert not server.connections
 
 
 async def test_cancelling_serve_cancels_the_handlers() -> None:
