@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     WaitFor = Callable[[socket.socket], Awaitable[None]]
 
 __all__ = [
+    "LoopBell",
     "Waiter",
     "cancellation_look",
     "make_waiter",
@@ -192,6 +193,31 @@ if TYPE_CHECKING or IMPLEMENTATION == "pure":
     Waiter = PureWaiter
 else:
     from ._nativeloop import Waiter
+
+
+class LoopBell:
+    """Wakes the tasks of asyncio that wait for it at the moment, without an event's cost."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: tuple[Waiter, ...] = ()
+
+    async def wait(self) -> None:
+        """Wait until it is rung the next time."""
+        waiter = make_waiter()
+        self._waiters = (*self._waiters, waiter)
+        try:
+            await waiter
+        except BaseException:
+            self._waiters = tuple(other for other in self._waiters if other is not waiter)
+            raise
+
+    def ring(self) -> None:
+        """Wake all who wait."""
+        waiters, self._waiters = self._waiters, ()
+        for waiter in waiters:
+            waiter.wake()
 
 
 def stepping() -> Callable[[Awaitable[T]], Awaitable[T]]:

@@ -235,9 +235,13 @@ class SocketTransport(Pipe, Transport):
         """Close the socket, once what was written is sent."""
         with contextlib.suppress(TransportLost):
             await self.drain()
-        await self.abort()
+        self.cut()
 
     async def abort(self) -> None:
+        """Close the socket at once."""
+        self.cut()
+
+    def cut(self) -> None:
         """Close the socket at once."""
         if not self._closed:
             self._closed = True

@@ -377,6 +377,15 @@ class _PushTls(_Tls, PushTransport, Sink):
         """Go on."""
         self._pipe.resume()
 
+    def cut(self) -> None:
+        """Close the pipe at once."""
+        self._fail("the connection was closed on this side")
+        self._pipe.cut()
+
+    async def abort(self) -> None:
+        """Close the pipe at once."""
+        self.cut()
+
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call a function with the loop's next turn."""
         self._pipe.call_soon(function)

@@ -247,6 +247,10 @@ class PushTransport(Transport):
         """Go on with handing to the sink what comes."""
 
     @abstractmethod
+    def cut(self) -> None:
+        """Do what `abort` does, as a plain call."""
+
+    @abstractmethod
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call a function with the loop's next turn."""
 

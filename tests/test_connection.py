@@ -28,9 +28,12 @@ from asyncwebsockets.events import BytesMessage, Message, Ping, TextMessage
 from asyncwebsockets.transport import StreamTransport
 
 from .conftest import cut, memory_pair
+from .frames import REQUEST, close_payload, frame
 
 if TYPE_CHECKING:
-    from .conftest import Pairs
+    from collections.abc import Awaitable, Callable
+
+    from .conftest import Pairs, Stream
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("codec")]
 
@@ -647,6 +650,42 @@ async def test_closing_reads_on_from_the_bound_of_the_read_ahead(pairs: Pairs, c
             await anyio.lowlevel.checkpoint()
         await client.close(1000)
         assert client.close_code == 1000
+
+
+async def test_a_close_waits_no_longer_than_close_timeout(pairs: Pairs) -> None:
+    settings = Settings(ping_interval=None, close_timeout=0.05)
+
+    async def one(behave: Callable[[Stream], Awaitable[None]], code: int, clog: bool) -> None:
+        near, far = await pairs.streams()
+        await near.send(REQUEST)
+        async with open_websocket_server(far, settings=settings) as server:
+            await near.receive()
+            if clog:
+                with anyio.move_on_after(0.05):
+                    while True:
+                        await server.send(bytes(1 << 20))
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(behave, near)
+                await server.close(4000)
+                tg.cancel_scope.cancel()
+            assert server.close_code == code
+            assert server.state is ConnectionState.CLOSED
+            with pytest.raises(anyio.ClosedResourceError):
+                await server.send("too late")
+        await anyio.aclose_forcefully(near)
+
+    async def answer_and_stay(near: Stream) -> None:
+        await near.send(frame(8, close_payload(4000), masked=True))
+        await anyio.sleep_forever()
+
+    async def nothing(near: Stream) -> None:
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(one, answer_and_stay, 4000, False)
+        tg.start_soon(one, nothing, 1006, False)
+        if pairs.kind != "memory":
+            tg.start_soon(one, nothing, 1006, True)
 
 
 async def test_a_scope_that_failed_is_not_entered_again(pairs: Pairs) -> None:
