@@ -264,7 +264,8 @@ class _Tasks:
     def __init__(self, task_group: TaskGroup) -> None:
         self._task_group = task_group
         self._loop = asyncio.get_running_loop()
-        self._tasks: dict[anyio.CancelScope, asyncio.Task[None]] = {}
+        # The loop itself does not keep tasks from the garbage collector.
+        self._tasks: dict[anyio.CancelScope, asyncio.Task[None] | None] = {}
         # Set when the last one has ended, once they are to end.
         self._ended: anyio.Event | None = None
         task_group.start_soon(self._keep)
@@ -272,9 +273,13 @@ class _Tasks:
     def start_soon(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
         """Have a task call a function."""
         scope = anyio.CancelScope()
-        self._tasks[scope] = self._loop.create_task(self._run(scope, function, args))
         if self._ended is not None:
             scope.cancel()
+        self._tasks[scope] = None
+        task = self._loop.create_task(self._run(scope, function, args))
+        # An eager one may have ended by now.
+        if scope in self._tasks:
+            self._tasks[scope] = task
 
     async def _run(
         self,

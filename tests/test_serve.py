@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
@@ -40,6 +41,7 @@ from asyncwebsockets import (
     origin_filter,
     serve,
 )
+from asyncwebsockets._loop import task_starter
 from asyncwebsockets.events import TextMessage
 
 from .conftest import cut, until
@@ -867,6 +869,27 @@ async def test_what_is_no_exception_of_a_handler_ends_the_server_with_its_handle
     assert caught.value.split(Alarm)[1] is None
     assert len(ended) == 2
     assert not server.connections
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio has eager tasks since Python 3.12")
+def test_a_loop_may_begin_tasks_at_once() -> None:
+    called = []
+
+    async def call() -> None:
+        called.append(True)
+
+    async def main() -> None:
+        if sys.version_info >= (3, 12):
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        async with anyio.create_task_group() as tg:
+            task_starter(tg)(call)
+            assert called
+            tg.cancel_scope.cancel()
+        async with serving() as (_, url), open_websocket(url) as ws:
+            await ws.send("x")
+            assert await ws.receive_text() == "x"
+
+    asyncio.run(main())
 
 
 async def test_cancelling_serve_cancels_the_handlers() -> None:
