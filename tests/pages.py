@@ -256,14 +256,16 @@ def missing(page: Path) -> str | None:
 
 
 class _Comparisons(ast.NodeTransformer):
-    """Puts what is said behind ``# ->`` into the statement in whose line it ends."""
+    """Compares what is said behind ``# ->`` with the statement in whose line it ends."""
 
     def __init__(self, text: str) -> None:
-        self.shown = {
+        #: By line, until it has been compared.
+        self.said = {
             number: said[1]
             for number, line in enumerate(text.splitlines(), 1)
             if (said := re.search(r"  # -> (.*)$", line))
         }
+        self.names = {"_prints": self._prints, "_gives": self._gives}
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         return self._compare(node)
@@ -272,27 +274,28 @@ class _Comparisons(ast.NodeTransformer):
         return self._compare(node)
 
     def _compare(self, node: ast.Expr | ast.Assign) -> ast.AST:
-        said = self.shown.pop(node.end_lineno or 0, None)
-        if said is not None:
+        line = node.end_lineno or 0
+        if line in self.said:
             match node.value:
                 case ast.Call(ast.Name("print")) as call:
-                    call.args.insert(0, ast.Constant(said))
+                    call.args.insert(0, ast.Constant(line))
                     call.func = ast.Name("_prints", ast.Load())
                 case value:
-                    arguments = [ast.Constant(said), value]
+                    arguments = [ast.Constant(line), value]
                     node.value = ast.Call(ast.Name("_gives", ast.Load()), arguments, [])
         fixed: ast.AST = ast.fix_missing_locations(node)
         return fixed
 
+    def _prints(self, line: int, *values: object) -> None:
+        self._is_said(line, " ".join(map(str, values)))
 
-def _prints(said: str, *values: object) -> None:
-    printed = " ".join(map(str, values))
-    assert matches(said, printed), f"it prints {printed}, not {said}"
+    def _gives(self, line: int, value: T) -> T:
+        self._is_said(line, repr(value))
+        return value
 
-
-def _gives(said: str, value: T) -> T:
-    assert matches(said, repr(value)), f"it gives {value!r}, not {said}"
-    return value
+    def _is_said(self, line: int, real: str) -> None:
+        said = self.said.pop(line, None)
+        assert said is None or matches(said, real), f"it is {real}, not {said}"
 
 
 async def run_fragment(
@@ -301,14 +304,14 @@ async def run_fragment(
     """Run statements among `names`, to which they add; they may await.
 
     Raises:
-        AssertionError: a line does not give what is said behind its ``# ->``.
+        AssertionError: a line does not give what is said behind its ``# ->``, or none did.
     """
     comparisons = _Comparisons(text)
     tree = comparisons.visit(ast.parse(text))
-    assert not comparisons.shown, f"{filename}: {comparisons.shown} is said of no statement"
     ast.increment_lineno(tree, line - 1)
     code = compile(tree, filename, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-    names |= {"_prints": _prints, "_gives": _gives}
+    names.update(comparisons.names)
     result = eval(code, names)
     if inspect.iscoroutine(result):
         await result
+    assert not comparisons.said, f"{filename}:{line}: {comparisons.said} was not reached"

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from tiny_proxy import HttpProxyHandler
 
 from asyncwebsockets import Request, Websocket, serve
 from asyncwebsockets._tls import default_context
 from asyncwebsockets.events import AcceptConnection, Message, Reject
 
 from .pages import DOCS, Terminal, blocks, run_fragment
+from .test_proxy import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("reference/*.md"))]
 # Theirs do not run yet.
-ELSEWHERE = {"asgi.md", "client.md", "command.md", "testing.md"}
+ELSEWHERE = {"asgi.md", "command.md", "testing.md"}
 
 
 @dataclass
@@ -62,7 +64,11 @@ class Site:
         if request.path == "/login":
             return AcceptConnection(extra_headers=[(b"Set-Cookie", b"session=abc; Path=/")])
         if request.path == "/private":
-            return request.header("Authorization") == "Bearer 2" or Reject(401)
+            return request.header("Authorization") == "Bearer token-2" or Reject(401)
+        if request.path == "/old-chat":
+            return Reject(302, [("Location", "/chat")])
+        if request.path == "/to-plain-ws":
+            return Reject(302, [("Location", "ws://example.com/chat")])
         return True
 
     async def handler(self, websocket: Websocket) -> None:
@@ -74,6 +80,7 @@ class Site:
             if feed[-1] != "that is all":
                 await websocket.abort()
         elif path == "/private":
+            await websocket.send("welcome, token-2")
             await websocket.close(4001)
         else:
             async for evt in websocket:
@@ -99,7 +106,27 @@ async def example(around: Surroundings) -> AsyncIterator[Site]:
         yield site
 
 
-SURROUNDINGS: dict[str, Callable[[Surroundings], AbstractAsyncContextManager[Site]]] = {
+@asynccontextmanager
+async def client(around: Surroundings) -> AsyncIterator[None]:
+    """Have a socket in the file system, and proxies that want a password or a token."""
+    plain = HttpProxyHandler(username="user", password="password")
+    async with (
+        example(around) as site,
+        site.running(uds="app.sock"),
+        listening(plain.handle) as http,
+        listening(HttpProxyHandler().handle, around.server_tls) as https,
+    ):
+        around.instead |= {
+            "/run/app.sock": "app.sock",
+            "proxy.example:3128": f"localhost:{http}",
+            "https://proxy.example": f"https://localhost:{https}",
+            "443": str(site.port),
+        }
+        yield
+
+
+SURROUNDINGS: dict[str, Callable[[Surroundings], AbstractAsyncContextManager[Any]]] = {
+    "client": client,
     "guide": example,
 }
 
