@@ -74,7 +74,7 @@ def reconnect(
             async for websocket in connections:
                 with suppress(ConnectionClosed):
                     async for text in websocket.iter_text():
-                        ...
+                        print(text)
 
     Each turn of the loop has a connection of its own, which is closed with 1000 when the turn
     ends and it is still open. What the body raises leaves the loop as it is: suppress

@@ -13,8 +13,8 @@
     │   ├── ConnectionClosedOK (anyio.EndOfStream)
     │   ├── ConnectionClosedError (anyio.BrokenResourceError)
     │   └── ConnectionClosedLocally (anyio.ClosedResourceError)
-    ├── UnexpectedMessage
-    └── UnsupportedOperation
+    ├── UnexpectedMessage (TypeError)
+    └── UnsupportedOperation (RuntimeError)
 """
 
 from __future__ import annotations

@@ -7,34 +7,41 @@ names such as ``example.com``.
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import ssl
-from contextlib import asynccontextmanager
+import textwrap
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from tiny_proxy import HttpProxyHandler
 
-from asyncwebsockets import Request, Websocket, serve
+import asgi_bridge
+import asyncwebsockets
+from asyncwebsockets import Request, Websocket, errors, serve
 from asyncwebsockets._tls import default_context
 from asyncwebsockets.events import AcceptConnection, Message, Reject
 
-from .pages import DOCS, Terminal, blocks, run_fragment
+from .pages import BLOCK, DOCS, Terminal, blocks, run_fragment
+from .test_howto import PAGES as COMPLETE_PAGES
 from .test_proxy import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
 
     import trustme
 
-PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("reference/*.md"))]
-# Theirs do not run yet.
-ELSEWHERE = {"command.md"}
+PAGES = sorted(page for page in DOCS.rglob("*.md") if page not in COMPLETE_PAGES)
+# Its commands are shown, not run: they want a server in the internet and a log of the system.
+INDENTED = {"command.md"}
 
 
 @dataclass
@@ -59,6 +66,7 @@ class Site:
     def __init__(self) -> None:
         self.port = 0
         self.feeds = iter([["one", "two"], ["three", "that is all"]])
+        self.all_is_said = anyio.Event()
 
     async def filter(self, request: Request) -> bool | AcceptConnection | Reject:
         if request.path == "/login":
@@ -79,6 +87,9 @@ class Site:
                 await websocket.send(line)
             if feed[-1] != "that is all":
                 await websocket.abort()
+            else:
+                await websocket.close()
+                self.all_is_said.set()
         elif path == "/private":
             await websocket.send("welcome, token-2")
             await websocket.close(4001)
@@ -159,8 +170,7 @@ def having(pages: list[Path], *, fragments: bool) -> list[Any]:
     return [
         pytest.param(page, id=os.fspath(page.relative_to(DOCS).with_suffix("")))
         for page in pages
-        if page.name not in ELSEWHERE
-        and any(block.is_fragment is fragments for block in blocks(page))
+        if any(block.is_fragment is fragments for block in blocks(page))
     ]
 
 
@@ -172,9 +182,91 @@ def test_files_and_commands_run_as_they_stand(page: Path, terminal: Terminal) ->
 @pytest.mark.anyio
 @pytest.mark.parametrize("page", having(PAGES, fragments=True))
 async def test_fragments_run_as_they_stand(page: Path, around: Surroundings) -> None:
+    assert page.stem in SURROUNDINGS, f"{page.name} has fragments, and nothing to run them among"
     async with SURROUNDINGS[page.stem](around):
         for block in blocks(page):
             if block.is_fragment:
                 await run_fragment(
                     around.text(block.text), around.names, os.fspath(page), block.line
                 )
+
+
+@pytest.mark.parametrize("page", [*PAGES, *COMPLETE_PAGES], ids=lambda page: page.stem)
+def test_all_code_of_a_page_is_in_blocks(page: Path) -> None:
+    """A block of another shape would not be found, and so not run."""
+    blocks(page)
+    text = page.read_text()
+    assert not re.search(
+        r"^ *(?:\.\. (?:code|code-block|literalinclude|doctest)::|>>>)", text, re.M
+    )
+    if page.name not in INDENTED:
+        assert not re.search(r"(?<=\n\n) {4}\S", BLOCK.sub("", text))
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Give each block of code of a docstring, and the name it is found under."""
+    for package in (asyncwebsockets, asgi_bridge):
+        for path in sorted(Path(package.__path__[0]).glob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(
+                    node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+                ):
+                    continue
+                text = ast.get_docstring(node) or ""
+                assert ">>>" not in text
+                assert "```" not in text
+                name = path.stem if isinstance(node, ast.Module) else node.name
+                for block in re.findall(r"::\n\n((?:(?: {4}.*)?\n)+)", text + "\n"):
+                    yield name, textwrap.dedent(block)
+
+
+DOCSTRINGS = dict(docstrings())
+
+
+def test_each_docstring_with_code_is_known() -> None:
+    assert [name for name, _ in docstrings()] == ["reconnect", "errors", "sync"]
+
+
+def test_the_tree_of_exceptions() -> None:
+    shown, path = {}, [""]
+    for line in DOCSTRINGS["errors"].split("\n")[:-1]:
+        indent, name, others = re.fullmatch(r"([│├└─ ]*)(\w+)(?: \((.*)\))?", line).groups()  # type: ignore[union-attr]
+        path[len(indent) // 4 + 1 :] = [name]
+        shown[name] = path[-2], others
+    real = {
+        exception.__name__: (
+            "" if exception is errors.WebsocketError else exception.__bases__[0].__name__,
+            ", ".join(
+                base.__name__ if base.__module__ == "builtins" else f"anyio.{base.__name__}"
+                for base in exception.__bases__[1:]
+            )
+            or None,
+        )
+        for exception in map(partial(getattr, errors), errors.__all__)
+    }
+    assert shown == real
+
+
+@pytest.mark.anyio
+async def test_the_docstring_of_reconnect(
+    around: Surroundings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {
+        "ConnectionClosed": asyncwebsockets.ConnectionClosed,
+        "reconnect": asyncwebsockets.reconnect,
+        "suppress": suppress,
+    }
+    async with example(around) as site, anyio.create_task_group() as task_group:
+        task_group.start_soon(run_fragment, around.text(DOCSTRINGS["reconnect"]), names)
+        await site.all_is_said.wait()
+        task_group.cancel_scope.cancel()
+    assert capsys.readouterr().out == "one\ntwo\nthree\nthat is all\n"
+
+
+@pytest.mark.anyio
+async def test_the_docstring_of_sync(
+    around: Surroundings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with example(around):
+        await anyio.to_thread.run_sync(exec, around.text(DOCSTRINGS["sync"]), {})
+    assert capsys.readouterr().out == "hello\n"
