@@ -203,6 +203,48 @@ def test_all_code_of_a_page_is_in_blocks(page: Path) -> None:
         assert not re.search(r"(?<=\n\n) {4}\S", BLOCK.sub("", text))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```javascript\nrun()\n```\n",
+        "```\nplain\n```\n",
+        "```console\nonly output\n```\n",
+        "```console\n$ echo this\nthat\n```\n",
+        "```console\n$ false\n```\n",
+        "```console\n$ bash -c 'echo ready; exec sleep 60' &\nready\n```\n",
+        "```python\n# alone.py\n```\n",
+        "- in a list:\n\n  ```console\n  $ true\n  ```\n",
+        "~~~python\nprint()\n~~~\n",
+    ],
+)
+def test_a_page_with_what_does_not_run_or_does_otherwise_fails(
+    text: str, terminal: Terminal, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(AssertionError):
+        terminal.follow(page, fragments=True)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "print(1)  # -> 2",
+        "one = 1  # -> 2",
+        "for _ in range(0):\n    print(1)  # -> 1",
+        "await anyio.sleep(0)  # -> 1",
+        "if True:  # -> 1\n    pass",
+    ],
+)
+@pytest.mark.anyio
+async def test_a_fragment_that_gives_something_else_fails(text: str, anyio_backend: str) -> None:
+    with pytest.raises(AssertionError):
+        await run_fragment(text, {"anyio": anyio})
+    right = "one = 1  # -> 1\nprint(await anyio.sleep(0), one)  # -> None 1"
+    await run_fragment(right, {"anyio": anyio})
+
+
 def docstrings() -> Iterator[tuple[str, str]]:
     """Give each block of code of a docstring, and the name it is found under."""
     for package in (asyncwebsockets, asgi_bridge):
