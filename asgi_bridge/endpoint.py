@@ -96,6 +96,9 @@ class AsgiChannel(Channel):
         self._pieces: list[Any] = []
         self._pieces_size = 0
         self._pace = Pace.current()
+        # What `counts` returns, but for pings.
+        self._bytes_received = self._bytes_sent = 0
+        self._messages_received = self._messages_sent = 0
 
     # Receiving
 
@@ -142,6 +145,8 @@ class AsgiChannel(Channel):
             self._disconnected(event)
         elif not self._closed_locally:
             size = size_of(event.data)
+            self._messages_received += 1
+            self._bytes_received += size
             self._queue.append((event, size))
             self._queued += max(size, _MESSAGE_COST)
 
@@ -169,7 +174,10 @@ class AsgiChannel(Channel):
                 return
             data = data[:0].join(self._pieces)
             self._drop_pieces()
+            size = size_of(data)
         await self._deliver(send_message(data))
+        self._messages_sent += 1
+        self._bytes_sent += size
 
     def _check_joined(self, size: int) -> None:
         limit = self.settings.max_message_size
@@ -198,6 +206,18 @@ class AsgiChannel(Channel):
     def latency(self) -> float | None:
         """Raises UnsupportedOperation: pings are the server's."""
         raise UnsupportedOperation("an ASGI server sends its pings itself")
+
+    @property
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """The bytes of messages and the messages so far, and no pings: those are the server's."""
+        return (
+            self._bytes_received,
+            self._bytes_sent,
+            self._messages_received,
+            self._messages_sent,
+            0,
+            0,
+        )
 
     # Ending
 

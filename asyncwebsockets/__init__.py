@@ -35,6 +35,7 @@ from .errors import (
     WebsocketError,
 )
 from .events import Reject, Request, Response
+from .observation import ConnectionRecord, Observation, Observer, ServerStatistics, Statistics
 from .origin import check_origin, origin_filter
 from .server import Server, create_websocket_server, open_websocket_server, serve
 from .settings import Deflate, Settings
@@ -47,11 +48,14 @@ __all__ = [
     "ConnectionClosedError",
     "ConnectionClosedLocally",
     "ConnectionClosedOK",
+    "ConnectionRecord",
     "ConnectionState",
     "Deflate",
     "HandshakeError",
     "HandshakeTimeout",
     "InvalidHandshake",
+    "Observation",
+    "Observer",
     "Proxy",
     "ProxyError",
     "Reconnecting",
@@ -61,7 +65,9 @@ __all__ = [
     "Request",
     "Response",
     "Server",
+    "ServerStatistics",
     "Settings",
+    "Statistics",
     "Transport",
     "UnexpectedMessage",
     "UnsupportedOperation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import ssl as _ssl
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from ._cookies import cookie_header, keep_cookies, make_jar
+from ._observing import UNOBSERVED, observe, tell
 from ._proxy import choose_proxy
 from ._redirects import is_redirect, redirect
 from ._scope import Opened
@@ -30,10 +32,13 @@ if TYPE_CHECKING:
     from ._proxy import Proxy, ProxyLike
     from ._url import WebsocketURL
     from .events import RawHeaders, Response
+    from .observation import Observation
     from .settings import Settings
     from .transport import Transport
 
 __all__ = ["Dialer", "make_handshake", "opening_deadline", "shake_hands"]
+
+logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
 
 # Without a repr: the URL, the header fields and the cookies may have secrets.
@@ -103,12 +108,12 @@ class Dialer:
             cookies = cookie_header(jar, url)
             if cookies is not None:
                 fields.append((b"Cookie", cookies))
-        handshake = make_handshake(
-            url.host_header, url.target, fields, self.subprotocols, self.settings
-        )
         proxy = None if self.uds is not None else choose_proxy(self.proxy, url)
+        handshake, observation = make_handshake(
+            url.host_header, url.target, fields, self.subprotocols, self.settings, url.secure
+        )
         opened = await shake_hands(
-            lambda: self._dial(url, proxy), handshake, self.settings, deadline
+            lambda: self._dial(url, proxy), handshake, self.settings, deadline, observation
         )
         # What is encrypted on the way to a proxy is not for that on the way to the server.
         return replace(opened, request=replace(opened.request, secure=url.secure))
@@ -144,17 +149,43 @@ def make_handshake(
     headers: HeadersLike | None,
     subprotocols: Sequence[str] | None,
     settings: Settings,
-) -> ClientHandshake:
-    """Return the client's side of a handshake that offers what the settings say."""
+    secure: bool,
+) -> tuple[ClientHandshake, Observation]:
+    """Return a handshake that offers what the settings say, and what is to be told of it.
+
+    Args:
+        host: of the Host header field.
+        target: the path with its query.
+        headers: additional header fields.
+        subprotocols: to offer.
+        settings: limits and options.
+        secure: whether the connection is to be encrypted.
+    """
     compression = settings.compression
-    return ClientHandshake(
-        host=host,
-        target=target,
-        headers=headers,
-        subprotocols=subprotocols,
-        extensions=[PerMessageDeflate(compression)] if compression is not None else [],
-        max_size=settings.max_handshake_size,
-    )
+    fields = normalize_headers(headers)
+
+    def make(fields: RawHeaders) -> ClientHandshake:
+        return ClientHandshake(
+            host=host,
+            target=target,
+            headers=fields,
+            subprotocols=subprotocols,
+            extensions=[PerMessageDeflate(compression)] if compression is not None else [],
+            max_size=settings.max_handshake_size,
+        )
+
+    handshake = make(fields)
+    if settings.observer is None:
+        return handshake, UNOBSERVED
+    observation = observe(settings.observer, "client", replace(handshake.request, secure=secure))
+    try:
+        added = normalize_headers(observation.headers)
+        missing = [field for field in added if not _has(fields, field[0].lower())]
+        if missing:
+            handshake = make([*fields, *missing])
+    except (TypeError, ValueError):
+        logger.exception("the observer's header fields cannot be sent")
+    return handshake, observation
 
 
 async def shake_hands(
@@ -162,8 +193,23 @@ async def shake_hands(
     handshake: ClientHandshake,
     settings: Settings,
     deadline: float,
+    observation: Observation,
 ) -> Opened:
     """Get a transport and shake hands on it."""
+    try:
+        opened = await _shake_hands(dial, handshake, settings, deadline)
+    except BaseException as exc:
+        tell(observation.failed, exc, exc.status if isinstance(exc, Rejected) else None)
+        raise
+    return replace(opened, observation=observation)
+
+
+async def _shake_hands(
+    dial: Callable[[], Awaitable[Transport]],
+    handshake: ClientHandshake,
+    settings: Settings,
+    deadline: float,
+) -> Opened:
     transport: Transport | None = None
     response: Response | None = None
     try:

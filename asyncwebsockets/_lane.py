@@ -55,7 +55,7 @@ class PureLane:
     # Events and their costs.
     _queue: deque[tuple[Event, int]]
     # What waits for a clogged pipe, pongs and messages to many, with the bytes of messages.
-    _late: list[tuple[Event | bytes, int]]
+    _late: list[tuple[Any, int]]
     # The largest message that is received, in bytes.
     _limit: int
     # Whether the codec may have something to decode.

@@ -98,6 +98,10 @@ typedef struct {
 
     /* The kind of the message that is being sent in fragments, 0 if there is none. */
     uint8_t sending;
+
+    /* What `counts` returns. */
+    uint64_t bytes_received, bytes_sent, messages_received, messages_sent, pings_received,
+        pings_sent;
 } Codec;
 
 
@@ -236,6 +240,7 @@ add_input(Codec *self, PyObject *data)
     Py_ssize_t size = PyBytes_GET_SIZE(data);
     if (size == 0)
         return 0;
+    self->bytes_received += (uint64_t)size;
     if (self->input == NULL) {
         self->input = Py_NewRef(data);
         self->at = 0;
@@ -413,6 +418,7 @@ found_message(Codec *self, Found *found, uint8_t opcode, PyObject *data, Py_ssiz
         Py_DECREF(event);
         return -1;
     }
+    self->messages_received += message_finished;
     found->event = event;
     found->size = size;
     return 0;
@@ -579,6 +585,7 @@ control_frame(Codec *self, const Header *header, Found *found)
     self->at += header->size + length;
     if (header->opcode == CLOSE)
         return close_event(self, payload, length, found);
+    self->pings_received += header->opcode == PING;
     PyObject *type = header->opcode == PING ? state->Ping : state->Pong;
     PyObject *data = PyBytes_FromStringAndSize((const char *)payload, length);
     return found_alone(found, make_event(state, type, state->payload, data));
@@ -999,8 +1006,10 @@ build_frame(Codec *self, uint8_t first, const void *payload, Py_ssize_t size)
         return PyErr_NoMemory();
     int length = write_whole_header(self, header, first, size);
     PyObject *frame = length < 0 ? NULL : PyBytes_FromStringAndSize(NULL, length + size);
-    if (frame != NULL)
-        write_frame(self, (uint8_t *)PyBytes_AS_STRING(frame), header, length, payload, size);
+    if (frame == NULL)
+        return NULL;
+    write_frame(self, (uint8_t *)PyBytes_AS_STRING(frame), header, length, payload, size);
+    self->bytes_sent += (uint64_t)(length + size);
     return frame;
 }
 
@@ -1059,6 +1068,7 @@ encode_data(Codec *self, PyObject *data, bool final)
         size = PyUnicode_GET_LENGTH(owner);
     }
     frame = build_frame(self, head, payload, size);
+    self->messages_sent += final && frame != NULL;
 done:
     Py_DECREF(owner);
     return frame;
@@ -1076,6 +1086,7 @@ encode_ping(Codec *self, PyObject *event, uint8_t opcode)
         return NULL;
     PyObject *frame = build_frame(self, FIN | opcode, PyBytes_AS_STRING(payload),
                                   PyBytes_GET_SIZE(payload));
+    self->pings_sent += opcode == PING && frame != NULL;
     Py_DECREF(payload);
     return frame;
 }
@@ -1234,6 +1245,24 @@ codec_encode_message(Codec *self, PyObject *const *args, Py_ssize_t count)
 }
 
 static PyObject *
+codec_repeat(Codec *self, PyObject *frame)
+{
+    if (!PyBytes_Check(frame))
+        return PyErr_Format(PyExc_TypeError, "expected bytes, got %R", Py_TYPE(frame));
+    self->bytes_sent += (uint64_t)PyBytes_GET_SIZE(frame);
+    self->messages_sent++;
+    return Py_NewRef(frame);
+}
+
+static PyObject *
+codec_counts(Codec *self, void *Py_UNUSED(closure))
+{
+    return Py_BuildValue("(KKKKKK)", self->bytes_received, self->bytes_sent,
+                         self->messages_received, self->messages_sent, self->pings_received,
+                         self->pings_sent);
+}
+
+static PyObject *
 codec_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"client", "deflate", "inflater", NULL};
@@ -1311,12 +1340,17 @@ static PyMethodDef codec_methods[] = {
     {"encode_message", (PyCFunction)(void (*)(void))codec_encode_message, METH_FASTCALL,
      PyDoc_STR("encode_message($self, data, final, /)\n--\n\n"
                "Return the bytes of a message, or of a piece of one.")},
+    {"repeat", (PyCFunction)codec_repeat, METH_O,
+     PyDoc_STR("repeat($self, frame, /)\n--\n\n"
+               "Return the frame of a whole message that another codec has encoded.")},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef codec_getset[] = {
     {"announced", (getter)codec_announced, NULL,
      PyDoc_STR("The bytes that the data frame under way is still to bring."), NULL},
+    {"counts", (getter)codec_counts, NULL,
+     PyDoc_STR("The bytes, messages and pings so far, each received and sent."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -1392,6 +1426,8 @@ encode_into(PyObject *codec, PyObject *data, char *buffer, Py_ssize_t space)
     if (length < 0)
         return -1;
     write_frame(self, (uint8_t *)buffer, header, length, payload, size);
+    self->bytes_sent += (uint64_t)(length + size);
+    self->messages_sent++;
     return length + size;
 }
 
@@ -1404,6 +1440,8 @@ encode_header(PyObject *codec, PyObject *data)
         return NULL;
     uint8_t header[MAX_HEADER];
     int length = write_header(header, FIN | BINARY, PyBytes_GET_SIZE(data));
+    self->bytes_sent += (uint64_t)length + (uint64_t)PyBytes_GET_SIZE(data);
+    self->messages_sent++;
     return PyBytes_FromStringAndSize((const char *)header, length);
 }
 
@@ -1423,7 +1461,9 @@ reserve(PyObject *codec, uint64_t limit, char **buffer)
 static void
 received(PyObject *codec, Py_ssize_t size)
 {
-    ((Codec *)codec)->end += size;
+    Codec *self = (Codec *)codec;
+    self->end += size;
+    self->bytes_received += (uint64_t)size;
 }
 
 static int

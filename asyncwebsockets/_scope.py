@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import anyio
 
+from ._observing import UNOBSERVED, tell
 from ._supervisor import Supervisor
+from ._trace import traced
 from .channel import WireChannel
 from .codec import make_codec
 from .websocket import Websocket
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from wsproto.extensions import Extension
 
     from .events import Request, Response
+    from .observation import Observation
     from .settings import Settings
     from .transport import Transport
 
@@ -31,6 +34,7 @@ class Opened:
 
     Attributes:
         trailing_data: the bytes the peer sent behind its handshake.
+        observation: is told of the connection.
     """
 
     transport: Transport
@@ -41,16 +45,20 @@ class Opened:
     subprotocol: str | None
     extensions: Sequence[Extension]
     trailing_data: bytes
+    observation: Observation = UNOBSERVED
 
     def websocket(self, supervisor: Supervisor | None) -> Websocket:
         """Return the connection."""
-        return Websocket(self.channel(supervisor))
+        websocket = Websocket(self.channel(supervisor))
+        tell(self.observation.opened, websocket)
+        return websocket
 
     def channel(self, supervisor: Supervisor | None) -> WireChannel:
         """Return what is below the connection."""
+        codec = make_codec(self.role, self.extensions)
         return WireChannel(
             self.transport,
-            make_codec(self.role, self.extensions),
+            traced(codec, self.role, self.request.remote_address),
             self.role,
             trailing_data=self.trailing_data,
             settings=self.settings,
@@ -59,6 +67,7 @@ class Opened:
             subprotocol=self.subprotocol,
             extensions=self.extensions,
             supervisor=supervisor,
+            observation=self.observation,
         )
 
 

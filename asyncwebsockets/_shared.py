@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 from .codec import size_of
 from .deflate import PerMessageDeflate
-from .events import BytesMessage, Event, TextMessage
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -49,21 +48,16 @@ class Shared:
     def frame(self, codec: Codec, kin: Hashable | None) -> bytes:
         """Return its frame for a connection, which is to be written next.
 
+        What may yet be left out is not asked for its frame: neither the compressor nor the
+        counts of the connection are to have seen it.
+
         Raises:
             UnicodeEncodeError: text that UTF-8 cannot express (a lone surrogate).
         """
         if kin is None:
             return codec.encode_message(self._data, True)
         frame = self._frames.get(kin)
-        if frame is None:
-            frame = self._frames[kin] = codec.encode_message(self._data, True)
+        if frame is not None:
+            return codec.repeat(frame)
+        frame = self._frames[kin] = codec.encode_message(self._data, True)
         return frame
-
-    def held(self, codec: Codec, kin: Hashable | None) -> Event | bytes:
-        """Return what stands for it until it can be written, or is left out.
-
-        What is left out must not have been seen by a compressor that keeps its context.
-        """
-        if kin is not None:
-            return self.frame(codec, kin)
-        return TextMessage(self._data) if isinstance(self._data, str) else BytesMessage(self._data)

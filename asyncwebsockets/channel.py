@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
@@ -16,6 +17,7 @@ from wsproto.connection import ConnectionState
 from ._bell import Bell
 from ._lane import Lane
 from ._loop import LoopBell, make_waiter
+from ._observing import UNOBSERVED, report
 from ._shared import kin_of
 from ._supervisor import Supervised
 from .codec import CodecError
@@ -26,6 +28,7 @@ from .errors import (
     ConnectionClosedOK,
 )
 from .events import CloseConnection, Event, Ping, Pong
+from .observation import Statistics
 from .transport import IDLE_DRAIN, PushTransport, Sink, TransportLost
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from ._supervisor import Supervisor
     from .codec import Codec
     from .events import Address, Request, Response
+    from .observation import Observation
     from .settings import Settings
     from .transport import Transport
 
@@ -107,6 +111,9 @@ class Channel(ABC):
         self._reason: str | None = None
         self._failure: ConnectionClosedError | None = None
         self._closed_locally = False
+        self._opened_at = time.monotonic()
+        # How long it was open, once it has ended.
+        self._duration: float | None = None
 
     @abstractmethod
     async def receive(self) -> Event:
@@ -231,6 +238,18 @@ class Channel(ABC):
         return self._failure
 
     @property
+    @abstractmethod
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """The bytes, messages and pings so far, each received and sent."""
+
+    @property
+    def statistics(self) -> Statistics:
+        """What has come and gone so far."""
+        age = time.monotonic() - self._opened_at
+        duration = age if self._duration is None else self._duration
+        return Statistics(*self.counts, opened_at=time.time() - age, duration=duration)
+
+    @property
     def local_address(self) -> Address:
         """This side's address."""
         return self.request.local_address
@@ -291,17 +310,20 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         trailing_data: the bytes the peer sent behind its handshake.
         supervisor: reads and keeps time in the background; without one, that is done only
             within the calls on the channel.
+        observation: is told of the end.
     """
 
     __slots__ = (
         "_attending",
         "_broken",
+        "_closed_by",
         "_closed_locally",
         "_code",
         "_control_events",
         "_deadline",
         "_decoding_soon",
         "_draining",
+        "_duration",
         "_ended",
         "_eof",
         "_failure",
@@ -317,6 +339,8 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         "_lingers",
         "_most_queued",
         "_next_ping",
+        "_observation",
+        "_opened_at",
         "_pieces_sent",
         "_pings",
         "_push",
@@ -353,6 +377,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         extensions: Sequence[Extension] = (),
         trailing_data: bytes = b"",
         supervisor: Supervisor | None = None,
+        observation: Observation = UNOBSERVED,
     ) -> None:
         super().__init__(
             settings=settings,
@@ -365,6 +390,9 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._codec = codec
         self._role = role
         self._supervisor = supervisor
+        self._observation = observation
+        # Who has ended it, if that was neither a broken line nor nobody yet.
+        self._closed_by: Literal["local", "remote"] | None = None
 
         # Nothing that comes is for the user any more.
         self._ended = False
@@ -400,7 +428,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._pace = transport.pace
 
         # What waits for a clogged pipe, with the bytes of messages, and the sum of those.
-        self._late: list[tuple[Event | bytes, int]] = []
+        self._late: list[tuple[Pong | Shared, int]] = []
         self._late_size = 0
         self._kin = kin_of(role, self.extensions)
         # Tasks that wait until what was written is sent.
@@ -449,6 +477,11 @@ class WireChannel(Lane, Channel, Supervised, Sink):
     def latency(self) -> float | None:
         """The seconds the last answered ping took, None before the first."""
         return self._latency
+
+    @property
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """The bytes, messages and pings so far, each received and sent."""
+        return self._codec.counts
 
     def extra(self, attribute: Any, default: object = ...) -> Any:
         """Return a typed attribute of the stream."""
@@ -776,6 +809,10 @@ class WireChannel(Lane, Channel, Supervised, Sink):
     def _end(self) -> None:
         """Note that the connection has no more for the user, and have it finished."""
         self._ended = True
+        if self._state is ConnectionState.REMOTE_CLOSING:
+            self._closed_by = "remote"
+        elif self._state is not ConnectionState.CLOSED or self._closed_locally:
+            self._closed_by = "local"
         if self._closed_locally:
             self._drop_queue()
         self._regulate()
@@ -839,7 +876,10 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         late, self._late = self._late, []
         self._late_size = 0
         for entry, _ in late:
-            frame = entry if isinstance(entry, bytes) else self._codec.encode(entry)
+            if isinstance(entry, Pong):
+                frame = self._codec.encode(entry)
+            else:
+                frame = entry.frame(self._codec, self._kin)
             self._transport.write(frame)
 
     def _hold_pong(self, pong: Pong) -> None:
@@ -865,7 +905,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
                 return False
             if not self._drop_late():
                 return True
-        self._late.append((message.held(self._codec, self._kin), message.size))
+        self._late.append((message, message.size))
         self._late_size += message.size
         self._flush_soon()
         return True
@@ -1179,6 +1219,8 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         """Let go of everything."""
         self._lost("aborted by this side")
         self._state = ConnectionState.CLOSED
+        self._duration = time.monotonic() - self._opened_at
+        report(self, self._role, self._closed_by, self._failure is None, self._observation)
         await self._transport.abort()
         if self._forget_timer is not None:
             self._forget_timer()

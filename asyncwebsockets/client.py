@@ -174,7 +174,9 @@ async def _adopt(
             host = addr
         else:
             host = format_host(encode_host(addr[0]), addr[1], secure=transport.secure)
-        handshake = make_handshake(host, path, headers, subprotocols, settings)
+        handshake, observation = make_handshake(
+            host, path, headers, subprotocols, settings, transport.secure
+        )
     except BaseException:
         await transport.abort()
         raise
@@ -182,4 +184,4 @@ async def _adopt(
     async def ready() -> Transport:
         return transport
 
-    return await shake_hands(ready, handshake, settings, opening_deadline(settings))
+    return await shake_hands(ready, handshake, settings, opening_deadline(settings), observation)

@@ -143,6 +143,22 @@ class Codec(ABC):
             UnicodeEncodeError: text that UTF-8 cannot express (a lone surrogate).
         """
 
+    @abstractmethod
+    def repeat(self, frame: bytes, /) -> bytes:
+        """Return the frame of a whole message that another codec has encoded, to be sent by this.
+
+        No message may be under way.
+        """
+
+    @property
+    @abstractmethod
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """The bytes, messages and pings so far, each received and sent.
+
+        Bytes are those of frames, with their headers, as they are on the wire; a message counts
+        with its end.
+        """
+
 
 class PureCodec(Codec):
     """The codec on wsproto's frame protocol.
@@ -172,9 +188,14 @@ class PureCodec(Codec):
         # What comes next, where it was found behind a run of messages.
         self._next: Event | CodecError | None = None
         self._header_seen = False
+        # What `counts` returns.
+        self._bytes_received = self._bytes_sent = 0
+        self._messages_received = self._messages_sent = 0
+        self._pings_received = self._pings_sent = 0
 
     def receive_data(self, data: bytes, /) -> None:
         """Take bytes from the peer."""
+        self._bytes_received += len(data)
         self._decoder.receive_bytes(data)
 
     @property
@@ -230,6 +251,7 @@ class PureCodec(Codec):
         assert isinstance(payload, bytes)
         if opcode.iscontrol():
             if opcode is Opcode.PING:
+                self._pings_received += 1
                 return Ping(payload)
             if opcode is Opcode.PONG:
                 return Pong(payload)
@@ -272,11 +294,13 @@ class PureCodec(Codec):
             self._opcode = None
             self._compressed = False
         if opcode is Opcode.BINARY:
+            self._messages_received += message_finished
             return BytesMessage(data, frame_finished, message_finished)
         try:
             text = self._utf8.decode(data, message_finished)
         except UnicodeDecodeError as exc:
             raise CodecError(1007, f"invalid UTF-8 in a text message: {exc.reason}") from None
+        self._messages_received += message_finished
         return TextMessage(text, frame_finished, message_finished)
 
     def _close(self, payload: bytes) -> CloseConnection:
@@ -300,18 +324,43 @@ class PureCodec(Codec):
             case Message():
                 return self.encode_message(event.data, event.message_finished)
             case Ping():
-                return bytes(frames.ping(event.payload))
+                frame = bytes(frames.ping(event.payload))
+                self._pings_sent += 1
             case Pong():
-                return bytes(frames.pong(event.payload))
+                frame = bytes(frames.pong(event.payload))
             case CloseConnection(code=1005):
-                return bytes(frames.close())
+                frame = bytes(frames.close())
             case CloseConnection():
-                return bytes(frames.close(event.code, event.reason))
-        raise TypeError(f"expected a message, ping, pong or close, got {event!r}")
+                frame = bytes(frames.close(event.code, event.reason))
+            case _:
+                raise TypeError(f"expected a message, ping, pong or close, got {event!r}")
+        self._bytes_sent += len(frame)
+        return frame
 
     def encode_message(self, data: str | bytes, final: bool, /) -> bytes:
         """Return the bytes of a message, or of a piece of one."""
-        return bytes(self._frames.send_data(data, final))
+        frame = bytes(self._frames.send_data(data, final))
+        self._bytes_sent += len(frame)
+        self._messages_sent += final
+        return frame
+
+    def repeat(self, frame: bytes, /) -> bytes:
+        """Return the frame of a whole message that another codec has encoded."""
+        self._bytes_sent += len(frame)
+        self._messages_sent += 1
+        return frame
+
+    @property
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """The bytes, messages and pings so far, each received and sent."""
+        return (
+            self._bytes_received,
+            self._bytes_sent,
+            self._messages_received,
+            self._messages_sent,
+            self._pings_received,
+            self._pings_sent,
+        )
 
 
 if IMPLEMENTATION == "native":

@@ -8,12 +8,14 @@ import logging
 import math
 import os
 import socket
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import SocketAttribute, SocketListener
 
 from ._loop import stepping, task_starter
+from ._observing import UNOBSERVED, activated, observe, tell
 from ._scope import Opened, WebsocketScope
 from ._sockets import make_transport, open_transport, socket_opener
 from ._supervisor import Supervisor
@@ -23,6 +25,7 @@ from .deflate import PerMessageDeflate
 from .errors import HandshakeError, HandshakeTimeout, InvalidHandshake, Rejected
 from .events import AcceptConnection, Reject
 from .handshake import ServerHandshake
+from .observation import ServerStatistics
 from .pace import Pace
 from .settings import Settings
 from .transport import Transport, TransportLost, as_address, linger
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
     from ._sockets import Sock
     from .events import Address, Request
+    from .observation import Observation
     from .websocket import Websocket
 
     Filter = Callable[[Request], Awaitable[object]]
@@ -181,6 +185,10 @@ class _Handshaking:
         self._answering = False
         self._broke_off = False
         self._failure: Exception | None = None
+        self._plain = False
+        self._observation = UNOBSERVED
+        # Of the response that was sent in place of a connection.
+        self._status: int | None = None
 
     @property
     def failure(self) -> Exception | None:
@@ -197,6 +205,16 @@ class _Handshaking:
         """The client's request, None before it has come."""
         return self._request
 
+    @property
+    def plain(self) -> bool:
+        """Whether it was plain HTTP, and on_http has answered it."""
+        return self._plain
+
+    @property
+    def observation(self) -> Observation:
+        """What is told of the handshake and of its connection."""
+        return self._observation
+
     def drain(self) -> None:
         """Answer 503, because the server closes."""
         self._drained = True
@@ -205,6 +223,13 @@ class _Handshaking:
 
     async def run(self) -> Opened:
         """Shake hands. Unless it returns, the transport is closed in the end."""
+        try:
+            return await self._run()
+        except BaseException as exc:
+            tell(self._observation.failed, exc, self._status)
+            raise
+
+    async def _run(self) -> Opened:
         settings = self._settings
         transport: Transport | None = None
         handshake: ServerHandshake | None = None
@@ -326,6 +351,7 @@ class _Handshaking:
             subprotocol=decision.subprotocol,
             extensions=extensions,
             trailing_data=handshake.trailing_data + self._early,
+            observation=self._observation,
         )
 
     def _extensions(self, decision: AcceptConnection) -> Sequence[Any]:
@@ -351,10 +377,12 @@ class _Handshaking:
                 with _users_code():
                     answer = await self._on_http(request)
             if answer is not None:
+                self._plain = True
                 return answer
             if request.method == "HEAD":
                 raise InvalidHandshake("expected the method GET", 405, [(b"Allow", b"GET")])
             raise InvalidHandshake("expected a WebSocket handshake", 426, _UPGRADE_REQUIRED)
+        self._observation = observe(self._settings.observer, "server", request)
         if self._filter is None:
             return decide(True, request)
         return decide(await self._ask(self._filter, request, transport), request)
@@ -380,7 +408,7 @@ class _Handshaking:
         async with anyio.create_task_group() as task_group:
             task_group.start_soon(watch)
             try:
-                with _users_code():
+                with _users_code(), activated(self._observation):
                     result = await filter(request)
                 done = True
             except anyio.get_cancelled_exc_class():
@@ -401,6 +429,7 @@ class _Handshaking:
         """Send an HTTP response in place of a connection, if the client is still there."""
         head = handshake.reject(response)
         self._answering = True
+        self._status = response.status
         with contextlib.suppress(TransportLost):
             if isinstance(response.body, bytes):
                 body = handshake.reject_body(response.body) if response.body else b""
@@ -479,6 +508,31 @@ def _as_raw(response: Reject) -> list[tuple[bytes, bytes]]:
     ]
 
 
+# The fields of ServerStatistics that count what has happened, and those that add up.
+_EVENTS = ("accepted", "refused", "answered", "rejected", "failed", "opened")
+_TRAFFIC = (
+    "bytes_received",
+    "bytes_sent",
+    "messages_received",
+    "messages_sent",
+    "pings_received",
+    "pings_sent",
+)
+
+
+def _kind_of(handshake: _Handshaking, error: Exception) -> str:
+    """Return what a handshake that came to nothing counts as."""
+    if isinstance(error, Rejected) and handshake.failure is None:
+        return "answered" if handshake.plain else "rejected"
+    return "failed"
+
+
+def _add_traffic(totals: Counter[str], websocket: Websocket) -> None:
+    statistics = websocket.statistics
+    for name in _TRAFFIC:
+        totals[name] += getattr(statistics, name)
+
+
 class Server:
     """A running :func:`serve`."""
 
@@ -516,6 +570,9 @@ class Server:
         self._closed = anyio.Event()
         self._drain_with = (1012, "")
         self._grace = anyio.CancelScope()
+        # What has happened, by the names of ServerStatistics; of traffic, that of connections that
+        # have ended.
+        self._totals: Counter[str] = Counter()
 
     @property
     def addresses(self) -> list[Address]:
@@ -541,6 +598,18 @@ class Server:
     def connections(self) -> frozenset[Websocket]:
         """The open connections."""
         return frozenset(self._websockets)
+
+    @property
+    def statistics(self) -> ServerStatistics:
+        """What it has done so far, and what has come and gone on all its connections."""
+        totals = self._totals.copy()
+        for websocket in self.connections:
+            _add_traffic(totals, websocket)
+        return ServerStatistics(
+            **{name: totals[name] for name in (*_EVENTS, *_TRAFFIC)},
+            handshaking=len(self._handshakes),
+            open=len(self._websockets),
+        )
 
     async def close(
         self, code: int = 1012, reason: str = "", grace: float | None | EllipsisType = ...
@@ -621,7 +690,9 @@ class Server:
 
     def _take(self, sock: socket.socket, address: Any) -> None:
         self._count += 1
+        self._totals["accepted"] += 1
         if self._over_limit():
+            self._totals["refused"] += 1
             self._start_soon(self._refuse, sock)
         else:
             found: Transport | Callable[[], Awaitable[Transport]]
@@ -679,10 +750,11 @@ class Server:
         self._pace.reset()
         try:
             websocket = await self._shake_hands(handshake)
+            observation = handshake.observation
             # It is not needed for as long as the connection is open.
             del handshake
             if websocket is not None:
-                await self._handle(websocket)
+                await self._handle(websocket, observation)
         finally:
             self._gone()
 
@@ -695,24 +767,26 @@ class Server:
             else:
                 answer = "a part of an answer" if handshake.broke_off else "status 500"
                 logger.exception("a handshake failed here; the client got %s", answer)
+            self._totals[_kind_of(handshake, exc)] += 1
             self._report(handshake, exc)
             return None
         finally:
             self._handshakes.discard(handshake)
+        self._totals["opened"] += 1
         return opened.websocket(self._supervisor)
 
     def _report(self, handshake: _Handshaking, error: Exception) -> None:
         if self._on_handshake_error is not None:
             self._on_handshake_error(handshake.request, error)
 
-    async def _handle(self, websocket: Websocket) -> None:
+    async def _handle(self, websocket: Websocket, observation: Observation) -> None:
         self._websockets.add(websocket)
         if self._closing.is_set():
             self._task_group.start_soon(websocket.close, *self._drain_with)
         try:
             async with websocket:
                 try:
-                    with stray_cancellations:
+                    with activated(observation), stray_cancellations:
                         await self._stepped(self._handler(websocket))
                 except anyio.get_cancelled_exc_class():
                     if self._closing.is_set():
@@ -725,6 +799,7 @@ class Server:
                 logger.exception("the handler of %r failed", websocket)
         finally:
             self._websockets.discard(websocket)
+            _add_traffic(self._totals, websocket)
 
     def _gone(self) -> None:
         self._count -= 1

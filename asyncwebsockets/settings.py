@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .observation import Observer
 
 __all__ = ["Deflate", "Settings"]
 
@@ -73,6 +77,8 @@ class Settings:
             beyond it.
         max_handshakes: handshakes of a server at a time; 503 beyond it.
         drain_timeout: seconds a server that closes gives its handlers to end.
+        observer: a function that is called with each opening handshake, and returns who is to be
+            told what becomes of it: see :class:`Observation`.
 
     Raises:
         ValueError: a limit is negative, or zero where that would allow nothing at all.
@@ -90,6 +96,7 @@ class Settings:
     max_connections: int | None = None
     max_handshakes: int | None = 1024
     drain_timeout: float | None = 20
+    observer: Observer | None = None
 
     def __post_init__(self) -> None:
         # Asked so that NaN, with which nothing would ever be due, is not let pass.

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ._shared import Shared
     from .channel import Channel
     from .events import Address, Request, Response
+    from .observation import Statistics
 
 __all__ = ["MessageStream", "MessageWriter", "Websocket"]
 
@@ -176,6 +177,11 @@ class Websocket(Front):
     def latency(self) -> float | None:
         """The round trip in seconds of the last answered ping, None before the first."""
         return self._channel.latency
+
+    @property
+    def statistics(self) -> Statistics:
+        """Bytes, messages and pings in each direction so far, and for how long it is open."""
+        return self._channel.statistics
 
     # Receiving
 

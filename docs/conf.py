@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     # The standard library's, by module, and as annotations have them.
     (r"py:.*", r"(abc|asyncio|collections|contextlib|enum|http|logging|os|ssl|zlib)\..*"),
     (r"py:.*", r"(_ssl|socket|types|typing)\..*"),
-    (r"py:class", r"AbstractAsyncContextManager|Any|(Async)?(Iterable|Iterator)|Awaitable"),
+    (r"py:class", r"Abstract(Async)?ContextManager|Any|(Async)?(Iterable|Iterator)|Awaitable"),
     (r"py:class", r"Callable|EllipsisType|Literal|Mapping|Sequence|TracebackType|T"),
     # Of anyio and wsproto, in the same way.
     (r"py:.*", r"(anyio|pytest|wsproto)\..*"),

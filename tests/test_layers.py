@@ -20,7 +20,8 @@ LAYERS = {
     asyncwebsockets: [
         ["errors"],
         ["_certificates", "_descriptors", "_printable", "events"],
-        ["settings"],
+        ["observation"],
+        ["_observing", "settings"],
         ["_native", "_nativeloop"],
         ["_implementation"],
         ["_bell", "_grammar", "_hangup", "_loop", "_supervisor", "_url"],
@@ -33,7 +34,7 @@ LAYERS = {
         ["_tls"],
         ["_pipe"],
         ["_sockets"],
-        ["_lane", "_proxy", "_shared", "testing"],
+        ["_lane", "_proxy", "_shared", "_trace", "testing"],
         ["channel"],
         ["_front"],
         ["websocket"],

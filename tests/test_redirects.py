@@ -249,7 +249,9 @@ def test_any_location_leads_to_a_url_or_is_refused(location: str, start: str) ->
         assert (following.authorization, kept) == (None, headers[1:])
     # What comes out of it can be looked up and asked for.
     following.host.encode("idna")
-    make_handshake(following.host_header, following.target, kept, None, Settings())
+    make_handshake(
+        following.host_header, following.target, kept, None, Settings(), following.secure
+    )
 
 
 async def test_two_locations_and_none() -> None:

@@ -419,5 +419,5 @@ async def test_a_request_behind_a_handshake_is_a_broken_frame() -> None:
 
 def test_no_limit_is_off_by_default_but_the_number_of_connections() -> None:
     off = {each.name for each in fields(Settings) if getattr(Settings(), each.name) is None}
-    # Compression is no limit.
-    assert off == {"max_connections", "compression"}
+    # Compression and an observer are no limits.
+    assert off == {"max_connections", "compression", "observer"}
