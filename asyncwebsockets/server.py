@@ -296,6 +296,7 @@ class _Handshaking:
                 except HandshakeError as exc:
                     self._error = exc
         if self._request is not None and handshake.upgrade and self._filter is None:
+            self._observation = observe(self._settings.observer, "server", self._request)
             decision = decide(True, self._request)
             assert isinstance(decision, AcceptConnection)
             self._opened = self._accept(transport, handshake, decision)
