@@ -31,7 +31,7 @@ from .conftest import cut, memory_pair
 from .frames import REQUEST, close_payload, frame
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from .conftest import Pairs, Stream
 
@@ -655,7 +655,9 @@ async def test_closing_reads_on_from_the_bound_of_the_read_ahead(pairs: Pairs, c
 async def test_a_close_waits_no_longer_than_close_timeout(pairs: Pairs) -> None:
     settings = Settings(ping_interval=None, close_timeout=0.05)
 
-    async def one(behave: Callable[[Stream], Awaitable[None]], code: int, clog: bool) -> None:
+    async def one(
+        behave: Callable[[Stream], Coroutine[Any, Any, None]], code: int, clog: bool
+    ) -> None:
         near, far = await pairs.streams()
         await near.send(REQUEST)
         async with open_websocket_server(far, settings=settings) as server:
