@@ -8,12 +8,13 @@ names such as ``example.com``.
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import ssl
 import textwrap
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from tiny_proxy import HttpProxyHandler
 
 import asgi_bridge
 import asyncwebsockets
-from asyncwebsockets import Request, Websocket, errors, serve
+from asyncwebsockets import Request, Settings, Websocket, errors, events, serve, sync, testing
 from asyncwebsockets._tls import default_context
 from asyncwebsockets.events import AcceptConnection, Message, Reject
 
@@ -243,6 +244,58 @@ async def test_a_fragment_that_gives_something_else_fails(text: str, anyio_backe
         await run_fragment(text, {"anyio": anyio})
     right = "one = 1  # -> 1\nprint(await anyio.sleep(0), one)  # -> None 1"
     await run_fragment(right, {"anyio": anyio})
+
+
+NAMES = {
+    name: getattr(module, name)
+    for module in (Websocket, events, sync, testing, asgi_bridge, asyncwebsockets)
+    for name in getattr(module, "__all__", dir(module))
+}
+
+
+def calls(page: Path) -> Iterator[tuple[str, Any, ast.Call]]:
+    """Give what a page calls within its lines, `like(this)`, where it is public here."""
+    for code in re.findall(r"`([^`]+)`", BLOCK.sub("", page.read_text())):
+        with suppress(SyntaxError):
+            for node in ast.walk(ast.parse(code.replace("\n", " "), mode="eval")):
+                match node:
+                    case ast.Call(ast.Name(name) | ast.Attribute(ast.Name("websocket"), name)):
+                        if name in NAMES:
+                            yield code, NAMES[name], node
+
+
+def test_what_pages_call_within_their_lines_has_these_parameters() -> None:
+    found = [(page, *call) for page in PAGES for call in calls(page)]
+    assert len(found) > 25
+    for page, code, function, call in found:
+        signature = inspect.signature(function)
+        arguments = ["self"] if "self" in signature.parameters else []
+        if not any(isinstance(node, ast.Constant) and node.value is ... for node in call.args):
+            arguments += map(ast.unparse, call.args)
+        try:
+            signature.bind_partial(
+                *arguments, **{keyword.arg: ... for keyword in call.keywords if keyword.arg}
+            )
+        except TypeError as error:
+            pytest.fail(f"{page.name}: {code}: {error}")
+
+
+def test_the_limits_of_the_page_are_the_defaults() -> None:
+    (table,) = re.findall(
+        r"\| setting \|.*\n\|---.*\n((?:\|.*\n)+)", (DOCS / "behaviour.md").read_text()
+    )
+    units = {"": 1, "s": 1, "KiB": 2**10, "MiB": 2**20}
+    shown = {}
+    for row in table.splitlines():
+        settings, default = row.split(" | ")[:2]
+        values = re.findall(r"none|(?<![\w.])\d+(?: (?:s|[KM]iB)\b)?", default)
+        for name, value in zip(re.findall(r"`(\w+)`", settings), values, strict=False):
+            number, _, unit = value.partition(" ")
+            shown[name] = None if value == "none" else int(number) * units[unit]
+    defaults = asdict(Settings())
+    # It has a section of its own.
+    assert defaults.pop("compression") is None
+    assert shown == defaults
 
 
 def docstrings() -> Iterator[tuple[str, str]]:
