@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 T = TypeVar("T")
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,6 +40,11 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 # None of these is code.
 DIRECTIVE = re.compile(r"\{(?:eval-rst|include|note|toctree|warning)\}")
 SECONDS = 30
+# What pages type that Python does not bring along, and what brings it.
+PROGRAMS = {
+    "curl": "on Debian, `apt install curl`",
+    "nginx": "on Debian, `apt install nginx-light`",
+}
 
 # What pages type that Python does not bring along, and what brings it.
 PROGRAMS = {"nginx": "on Debian, `apt install nginx-light`"}
@@ -96,6 +103,20 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
+def missing(shown: list[Block]) -> str | None:
+    """Say which program is typed that this machine has not."""
+    typed = {
+        word
+        for block in shown
+        if block.language == "console"
+        for word in re.findall(r"(?:^\$|\|) (\w+) ", block.text, re.MULTILINE)
+    }
+    for program, how in PROGRAMS.items():
+        if program in typed and shutil.which(program, path=environment()["PATH"]) is None:
+            return f"{program} is not installed: {how}"
+    return None
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
@@ -124,6 +145,9 @@ class Terminal:
     def follow(self, page: Path, *, fragments: bool = False) -> None:
         """Do what a page says, from its beginning to its end; it may have `fragments` or not."""
         shown = blocks(page)
+        if (reason := missing(shown)) is not None:
+            # What a machine of a developer need not have, that of the CI must.
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
         for block in shown:
             text = self._with_free_ports(block.text)
             if block.file is not None:
