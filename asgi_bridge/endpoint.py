@@ -295,6 +295,7 @@ class AsgiChannel(Channel):
 
     def _end(self) -> None:
         self._ended = True
+        self._duration = self.statistics.duration
         self._state = ConnectionState.CLOSED
         self._drop_pieces()
         self._announce_turn()

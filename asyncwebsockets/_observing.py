@@ -43,7 +43,7 @@ def observe(
     try:
         return observer(role, request) or UNOBSERVED
     except Exception:
-        logger.exception("the observer failed with a handshake")
+        logger.exception("an observer failed")
         return UNOBSERVED
 
 
@@ -52,7 +52,7 @@ def tell(method: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
     try:
         method(*args, **kwargs)
     except Exception:
-        logger.exception("the observer failed in %s", method.__name__)
+        logger.exception("an observer failed")
 
 
 def activated(observation: Observation) -> AbstractContextManager[object]:
@@ -66,7 +66,7 @@ def _activated(observation: Observation) -> Generator[None, None, None]:
         try:
             stack.enter_context(observation.activate())
         except Exception:
-            logger.exception("the observer failed in activate")
+            logger.exception("an observer failed")
         yield
 
 

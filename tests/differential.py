@@ -56,13 +56,13 @@ def decode(codec: Codec, chunks: Iterable[bytes], rooms: Sequence[int]) -> list[
             try:
                 events, total = codec.next_events(room)
             except CodecError as exc:
-                trace.append((exc.code, exc.reason, str(exc)))
+                trace.append((exc.code, exc.reason, str(exc), codec.counts))
                 return trace
             if not events:
                 break
             trace.append(([(describe(event), cost) for event, cost in events], total))
             trace.append(codec.announced)
-        trace.append(codec.announced)
+        trace.append((codec.announced, codec.counts))
     return trace
 
 
@@ -83,7 +83,7 @@ def decode_messages(codec: Codec, chunks: Iterable[bytes], limit: int) -> list[A
             try:
                 events, _ = codec.next_events(1)
             except CodecError as exc:
-                trace.append((exc.code, exc.reason, str(exc)))
+                trace.append((exc.code, exc.reason, str(exc), codec.counts))
                 return trace
             if not events:
                 break
@@ -94,7 +94,7 @@ def decode_messages(codec: Codec, chunks: Iterable[bytes], limit: int) -> list[A
                 assert not event.frame_finished
                 assert not more
             trace += [describe(event) for event, _ in events]
-    return trace
+    return [*trace, codec.counts]
 
 
 def decode_whole(codec: Codec, chunks: Iterable[bytes], limit: int) -> list[Any]:

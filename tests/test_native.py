@@ -111,7 +111,7 @@ SENT = st.lists(
 
 
 def encode(implementation: Any, client: bool, options: Deflate | None, sent: Sequence[Any]) -> Any:
-    """Return the frames that were made, without their masks, and what could not be."""
+    """Return the frames that were made, without their masks, what could not be, and the counts."""
     codec = make(implementation, client, options)
     made: list[Any] = []
     for item in sent:
@@ -128,7 +128,7 @@ def encode(implementation: Any, client: bool, options: Deflate | None, sent: Seq
         first, payload, rest = parse_frame(data)
         assert not rest
         made.append((first, len(data), payload))
-    return made
+    return [*made, codec.counts]
 
 
 @given(client=st.booleans(), options=DEFLATES, sent=SENT)
@@ -146,6 +146,8 @@ def test_other_types_are_refused(data: Any) -> None:
         codec.encode_message(data, True)
     with pytest.raises(TypeError):
         codec.encode(data)
+    with pytest.raises(TypeError):
+        codec.repeat("text" if data == 1 else data)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         codec.next_events("much")  # type: ignore[arg-type]
 

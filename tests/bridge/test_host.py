@@ -33,6 +33,7 @@ from asgi_bridge import (
 from asyncwebsockets import (
     ConnectionClosedOK,
     Deflate,
+    Observation,
     Rejected,
     Server,
     Settings,
@@ -99,6 +100,34 @@ def connect(request: pytest.FixtureRequest) -> Connect:
 async def drained(ws: Websocket) -> tuple[list[str | bytes], int | None, str | None]:
     messages = [event.data async for event in ws if isinstance(event, Message)]
     return messages, ws.close_code, ws.close_reason
+
+
+# Observing
+
+
+async def test_the_end_is_told_of(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "asyncwebsockets.connections")
+    told: list[Any] = []
+
+    class Told(Observation):
+        def closed(self, record: Any) -> None:
+            told.append(record)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(ACCEPT)
+        await send({"type": "websocket.send", "text": "hello"})
+        await send({"type": "websocket.close", "code": 4000})
+
+    settings = Settings(observer=lambda role, request: Told())
+    async with connect(app, "/path", settings=settings) as ws:
+        assert await drained(ws) == (["hello"], 4000, "")
+    logged: list[Any] = caplog.records
+    for records in (told, logged):
+        found = {record.role: record for record in records}
+        assert sorted(found) == ["client", "server"]
+        assert {record.path for record in records} == {"/path"}
+        assert (found["server"].closed_by, found["client"].closed_by) == ("local", "remote")
+    assert {record.statistics.messages_sent for record in told} == {0, 1}
 
 
 # The scope

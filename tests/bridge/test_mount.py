@@ -332,6 +332,29 @@ async def test_fragments_are_joined() -> None:
     assert peer.error is None
 
 
+async def test_messages_are_counted_and_so_is_time() -> None:
+    seen: list[Websocket] = []
+
+    async def handler(ws: Websocket) -> None:
+        seen.append(ws)
+        await ws.send("é", final=False)
+        await ws.send("a")
+        await echo(ws)
+
+    async with run(handler) as peer:
+        assert await peer.take() == sent("éa")
+        peer.put(text("ab"))
+        assert await peer.take() == sent("ab")
+        peer.put(disconnect(1000))
+    (ws,) = seen
+    found = ws.statistics
+    # Of messages, without frames: those are the server's.
+    assert (found.messages_received, found.bytes_received) == (1, 2)
+    assert (found.messages_sent, found.bytes_sent) == (2, 3 + 2)
+    assert (found.pings_received, found.pings_sent) == (0, 0)
+    assert ws.statistics.duration == found.duration > 0
+
+
 async def test_joined_fragments_are_bounded() -> None:
     async def handler(ws: Websocket) -> None:
         await ws.send("x" * 8, final=False)
