@@ -46,9 +46,6 @@ PROGRAMS = {
     "nginx": "on Debian, `apt install nginx-light`",
 }
 
-# What pages type that Python does not bring along, and what brings it.
-PROGRAMS = {"nginx": "on Debian, `apt install nginx-light`"}
-
 
 def toctree(index: Path) -> list[str]:
     """Return the pages that an index lists."""
@@ -268,15 +265,6 @@ def environment() -> dict[str, str]:
         # As a terminal has it.
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def missing(page: Path) -> str | None:
-    """Say which program a page needs and this machine has not."""
-    for program, how in PROGRAMS.items():
-        typed = f"\n$ {program} " in page.read_text()
-        if typed and shutil.which(program, path=environment()["PATH"]) is None:
-            return f"{program} is not installed: {how}"
-    return None
 
 
 class _Comparisons(ast.NodeTransformer):
