@@ -13,6 +13,8 @@ from anyio.abc import SocketAttribute
 
 from asyncwebsockets import (
     Channel,
+    ConnectionClosed,
+    ConnectionClosedError,
     ConnectionState,
     Reject,
     Response,
@@ -194,9 +196,18 @@ class AsgiChannel(Channel):
             try:
                 await self._send_message(message)
             except (OSError, RuntimeError) as exc:
-                # The specification has OSError; some raise RuntimeError for the same.
-                self._lost("the connection is gone")
+                # The specification has OSError; some raise RuntimeError for the same. What the peer
+                # has sent before, and how it has ended, the server has still to say.
+                if self._state is ConnectionState.OPEN:
+                    self._state = ConnectionState.REMOTE_CLOSING
+                    self._drop_pieces()
+                    self.on_end()
                 raise self._unsendable() from exc
+
+    def _unsendable(self) -> ConnectionClosed:
+        if self._state is ConnectionState.REMOTE_CLOSING:
+            return ConnectionClosedError(1006, "the connection is gone", self)
+        return super()._unsendable()
 
     async def ping(self, payload: bytes | None) -> float:
         """Raise UnsupportedOperation: pings are the server's."""

@@ -216,18 +216,41 @@ async def test_read_ahead_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError])
-async def test_a_send_that_the_server_refuses_is_the_end(error: type[Exception]) -> None:
+async def test_a_send_that_the_server_refuses_ends_sending_only(error: type[Exception]) -> None:
     async def handler(ws: Websocket) -> None:
         await ws.receive()
+        for cause in (error, type(None)):
+            with pytest.raises(ConnectionClosedError) as caught:
+                await ws.send("late")
+            assert (caught.value.code, caught.value.reason) == (1006, "the connection is gone")
+            assert isinstance(caught.value.__cause__, cause)
+        # The peer has sent that, and then closed.
+        assert [event async for event in ws] == [TextMessage("b"), TextMessage("c")]
+        assert (ws.close_code, ws.close_reason) == (1000, "over")
         with pytest.raises(ConnectionClosedError) as caught:
             await ws.send("late")
-        assert caught.value.code == ws.close_code == 1006
-        assert isinstance(caught.value.__cause__, error)
+        assert caught.value.code == 1000
 
     async with run(handler) as peer:
         peer.fails = error
-        peer.put(text("a"))
+        peer.put(text("a"), text("b"), text("c"), disconnect(1000, "over"))
     assert peer.error is None
+
+
+async def test_a_handler_that_ends_with_a_refused_send_waits_for_the_servers_word() -> None:
+    async def handler(ws: Websocket) -> None:
+        try:
+            await ws.send("late")
+        finally:
+            handlers.append(ws)
+
+    handlers: list[Websocket] = []
+    async with run(handler) as peer:
+        peer.fails = OSError
+        await until(lambda: bool(handlers))
+        peer.put(text("dropped"), disconnect(4000, "bye"))
+    assert peer.error is None
+    assert (handlers[0].close_code, handlers[0].close_reason) == (4000, "bye")
 
 
 async def test_our_close_waits_for_the_server() -> None:
