@@ -146,13 +146,13 @@ class Terminal:
             # What a machine of a developer need not have, that of the CI must.
             (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
         for block in shown:
-            text = self._with_free_ports(block.text)
             if block.file is not None:
                 assert any(other.uses(block.file) for other in shown if other is not block), (
                     f"{page.name} does nothing with {block.file}"
                 )
-                (self.directory / block.file).write_text(text)
+                self.write(block)
             elif block.language == "console":
+                text = self._with_free_ports(block.text)
                 before, *typed = re.split(r"^\$ ", text, flags=re.MULTILINE)
                 assert not before, f"{block.where} has output of no command"
                 for entry in typed:
@@ -162,6 +162,11 @@ class Terminal:
                 assert fragments, f"{block.where} is a block that does not run"
                 assert block.is_fragment, f"{block.where} is a block that does not run"
         assert not self.jobs, f"{page.name} leaves {self.jobs} running"
+
+    def write(self, block: Block) -> None:
+        """Write the file that a block is."""
+        assert block.file is not None, f"{block.where} is no file"
+        (self.directory / block.file).write_text(self._with_free_ports(block.text))
 
     def type(self, command: str, shown: str) -> None:
         if command.endswith(" &"):
