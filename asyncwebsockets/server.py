@@ -182,6 +182,9 @@ class _Handshaking:
         self._opened: Opened | None = None
         # Bytes that came behind the request while the filter ran.
         self._early = bytearray()
+        # Whether anything has come. One who has asked nothing gets no answer: a browser that opens
+        # a connection ahead of need would take it for that to its request (RFC 9112 section 9.2).
+        self._begun = False
         self._answering = False
         self._broke_off = False
         self._failure: Exception | None = None
@@ -251,7 +254,12 @@ class _Handshaking:
                 result = await self._attempt(transport, handshake)
             if result is None:
                 result = self._out_of_time()
-                if transport is not None and handshake is not None and not self._answering:
+                if (
+                    transport is not None
+                    and handshake is not None
+                    and self._begun
+                    and not self._answering
+                ):
                     status = result.status if isinstance(result, Rejected) else 408
                     if self._request is not None:
                         status = 503
@@ -370,7 +378,9 @@ class _Handshaking:
             raise self._error
         request = self._request
         while request is None:
-            request = handshake.receive_data(await transport.receive())
+            data = await transport.receive()
+            self._begun = self._begun or bool(data)
+            request = handshake.receive_data(data)
         self._request = request
         if not handshake.upgrade:
             answer = None

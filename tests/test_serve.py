@@ -762,6 +762,8 @@ async def test_a_drain_answers_503_to_handshakes() -> None:
         port = server.addresses[0][1]  # type: ignore[index]
         half = await anyio.connect_tcp("127.0.0.1", int(port))
         await half.send(REQUEST[:30])
+        # As browsers open it ahead of need.
+        spare = await anyio.connect_tcp("127.0.0.1", int(port))
 
         async def ask() -> None:
             with pytest.raises(Rejected) as caught:
@@ -772,6 +774,9 @@ async def test_a_drain_answers_503_to_handshakes() -> None:
         async def read() -> None:
             assert (await half.receive()).startswith(b"HTTP/1.1 503 ")
             await half.aclose()
+            with pytest.raises(anyio.EndOfStream):
+                await spare.receive()
+            await spare.aclose()
 
         tg.start_soon(ask)
         await running.wait()
