@@ -45,6 +45,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         reader.close()
 
 
+@pytest.mark.timeout(180)
 def test_the_tutorial_runs_as_it_stands(reader: Reader) -> None:
     for page in PAGES:
         reader.follow(page)
@@ -82,6 +83,7 @@ async def until(browser: Browser, expected: Any, script: str, *arguments: Any) -
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.skipif(Chromium.missing() is not None, reason=str(Chromium.missing()))
 @pytest.mark.anyio
+@pytest.mark.timeout(120)
 async def test_the_board_in_chromium(anyio_backend: str, reader: Reader) -> None:
     for page in PAGES:
         for block in blocks(page):
@@ -120,15 +122,14 @@ async def test_the_board_in_chromium(anyio_backend: str, reader: Reader) -> None
             await browser.go_to_tab(tab)
             places = [[100, 40], [200, 100], [40, 100], [100, 200], [300, 300], [300, 100]]
             await until(browser, [True] * 5 + [False], DRAWN, places)
-        # One without a token is told so, and stays away.
-        await browser.open_tab()
-        await browser.visit(f"{kitchen}#Eve")
-        await until(browser, "closed with 3000: expected a token that was signed here", STATE)
         # The server is started anew, with an empty board, and the page comes back to it.
-        await browser.go_to_tab(bobs)
         reader.type("kill %1", "closing 2 connections")
         await until(browser, "connection lost", STATE)
         reader.type("python server.py &", "serving http://127.0.0.1:...")
         await until(browser, "connected", STATE)
         await until(browser, [False], DRAWN, [[100, 40]])
+        # One without a token is told so, and stays away.
+        await browser.open_tab()
+        await browser.visit(f"{kitchen}#Eve")
+        await until(browser, "closed with 3000: expected a token that was signed here", STATE)
     reader.type("kill %1", "closing ... connections")
