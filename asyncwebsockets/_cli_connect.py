@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -16,8 +17,11 @@ import anyio
 from anyio.from_thread import start_blocking_portal
 from wsproto.connection import ConnectionState
 
+from ._certificates import load_identity, trusting
 from ._descriptors import decode, read_from, records, write_to
 from ._printable import hexadecimal, printable
+from ._proxy import choose_proxy
+from ._url import parse_url
 from .client import open_websocket
 from .errors import ConnectionClosed, ConnectionClosedError, HandshakeError, Rejected
 from .events import Message
@@ -44,8 +48,10 @@ _STDIN, _STDOUT = 0, 1
 # Close codes that are no error.
 _GOOD = (1000, 1001, 1005)
 
-# Characters of a rejection's body that are shown.
+# Characters of a rejection's body that are shown, and of a message above a line being edited,
+# which would have to wait for it.
 _BODY = 2000
+_LONGEST = 65_536
 
 _HELP = """\
 A line is sent as a text message, all but these:
@@ -67,14 +73,17 @@ def connect(options: argparse.Namespace, backend: Backend) -> int:
 
 
 def _open(options: argparse.Namespace) -> WebsocketScope:
-    headers = []
+    if "://" not in options.url:
+        raise ValueError(f"expected a URL such as ws://localhost:8765/, got {options.url!r}")
+    headers: list[tuple[str | bytes, str | bytes]] = []
     for field in options.header:
         name, colon, value = field.partition(":")
         if not colon:
             raise ValueError(f"expected a header field as 'Name: value', got {field!r}")
-        headers.append((name.strip(), value.strip()))
+        # The bytes that were typed.
+        headers.append((name.strip(), os.fsencode(value.strip())))
     if options.origin is not None:
-        headers.append(("Origin", options.origin))
+        headers.append(("Origin", os.fsencode(options.origin)))
     return open_websocket(
         options.url,
         headers,
@@ -91,20 +100,24 @@ def _open(options: argparse.Namespace) -> WebsocketScope:
 def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
     if not (options.insecure or options.ca_file or options.cert_file):
         return None
-    context = ssl.create_default_context(cafile=options.ca_file)
+    if not parse_url(options.url).secure:
+        raise ValueError("expected a URL of scheme wss with --insecure, --ca-file or --cert-file")
+    context = trusting(options.ca_file)
     if options.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if options.cert_file:
-        context.load_cert_chain(options.cert_file, options.key_file)
+        load_identity(context, options.cert_file, options.key_file)
     return context
 
 
-def _explain(exc: Exception) -> int:
+def _explain(exc: Exception, url: str) -> int:
     """Say why there is no connection; return the exit status."""
     text = str(exc)
     if exc.__cause__ is not None and str(exc.__cause__) not in text:
         text += f": {exc.__cause__}"
+    if isinstance(exc, OSError) and not isinstance(exc, HandshakeError):
+        text = f"cannot connect to {_place(url)}: {text}{_hint(exc)}"
     _say(text)
     if isinstance(exc, Rejected):
         _show_headers("<", exc.headers)
@@ -113,9 +126,26 @@ def _explain(exc: Exception) -> int:
     return NOT_CONNECTED if isinstance(exc, OSError) else MISUSED
 
 
+def _place(url: str) -> str:
+    """Return where a URL leads, without what may be secret in it."""
+    parsed = parse_url(url)
+    proxy = choose_proxy(True, parsed)
+    by_way_of = f" by way of {proxy.scheme}://{proxy.host}:{proxy.port}" if proxy else ""
+    return f"{parsed.host}, port {parsed.port}{by_way_of}"
+
+
+def _hint(exc: OSError) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return "; --ca-file trusts other authorities, --insecure anybody"
+    if isinstance(exc, ssl.SSLError) and exc.reason == "WRONG_VERSION_NUMBER":
+        return "; it may not speak TLS: is it ws, not wss?"
+    return ""
+
+
 def _say(text: str) -> None:
-    """Show a line beside the messages."""
-    print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+    """Show a line beside the messages, if somebody reads it."""
+    with suppress(BrokenPipeError):
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _show_headers(mark: str, headers: list[tuple[bytes, bytes]]) -> None:
@@ -143,12 +173,31 @@ def _end(websocket: Websocket) -> str:
 
 
 async def _exchange(options: argparse.Namespace) -> int:
+    """Do what a script wants, until a signal; return the exit status."""
+    status = 0
+    async with anyio.create_task_group() as tasks:
+
+        async def end_when_told() -> None:
+            nonlocal status
+            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async for number in signals:
+                    # As shells say it.
+                    status = 128 + number
+                    tasks.cancel_scope.cancel()
+
+        tasks.start_soon(end_when_told)
+        status = await _run_script(options)
+        tasks.cancel_scope.cancel()
+    return status
+
+
+async def _run_script(options: argparse.Namespace) -> int:
     """Send what standard input has and write what comes to standard output."""
     async with AsyncExitStack() as stack:
         try:
             websocket = await stack.enter_async_context(_open(options))
         except (OSError, ValueError, HandshakeError) as exc:
-            return _explain(exc)
+            return _explain(exc, options.url)
         if options.verbose:
             _introduce(websocket)
         script = _Script(websocket, options)
@@ -183,8 +232,8 @@ class _Script:
         except ConnectionClosed:
             # The receiver notices, too.
             return
-        except ValueError as exc:
-            _say(str(exc))
+        except (OSError, ValueError) as exc:
+            _say(f"cannot send what standard input has: {exc}")
             self.status = ENDED_BADLY
             self._wait = 0
         self._set_deadline()
@@ -208,6 +257,10 @@ class _Script:
             try:
                 await write_to(_STDOUT, self._formatted(event.data))
             except BrokenPipeError:
+                return
+            except OSError as exc:
+                _say(f"cannot write to standard output: {exc}")
+                self.status = ENDED_BADLY
                 return
             self._count -= 1
             if self._deadline < math.inf:
@@ -239,6 +292,8 @@ class _Conversation:
     def __init__(self, options: argparse.Namespace, backend: Backend) -> None:
         self._options = options
         self._backend = backend
+        self._binary: bool = options.binary
+        self._count: float = options.count or math.inf
         self._editing = False
         self._ended = threading.Event()
         self._left = threading.Event()
@@ -249,8 +304,13 @@ class _Conversation:
         with suppress(ImportError):
             import readline
 
-            # There is nothing here that a tabulator could complete.
+            # There is nothing here that a tabulator could complete. What is edited stays within
+            # its row, so that what comes can be shown above it.
             readline.parse_and_bind("tab: self-insert")
+            readline.parse_and_bind("set horizontal-scroll-mode on")
+        # What is typed may be in any encoding, and is then sent as binary.
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
         before = signal.signal(signal.SIGUSR1, self._leave)
         try:
             with start_blocking_portal(self._backend[0], self._backend[1]) as portal:
@@ -260,10 +320,14 @@ class _Conversation:
                         scope = portal.call(_open, self._options)
                         websocket = stack.enter_context(portal.wrap_async_context_manager(scope))
                     except (OSError, ValueError, HandshakeError) as exc:
-                        return _explain(exc)
+                        return _explain(exc, self._options.url)
                     if self._options.verbose:
                         _introduce(websocket)
                     self._talk(websocket)
+        except KeyboardInterrupt:
+            # What was being typed stays above.
+            print()  # noqa: T201
+            raise
         finally:
             signal.signal(signal.SIGUSR1, before)
         _say(_end(websocket))
@@ -322,28 +386,55 @@ class _Conversation:
                     await _display("", _HELP)
                 case "/ping":
                     seconds = await websocket.ping(rest or None)
-                    await _display("pong after ", f"{seconds * 1000:.1f} ms")
+                    await _display("", f"pong after {seconds * 1000:.1f} ms")
                 case "/binary":
-                    await websocket.send(bytes.fromhex(rest))
+                    await websocket.send(_from_hexadecimal(rest))
                 case "/close":
                     code, _, reason = rest.partition(" ")
-                    await websocket.close(int(code or 1000), reason)
+                    await websocket.close(_close_code(code), reason)
                 case _ if command.startswith("/") and not command.startswith("//"):
                     await _display("", f"there is no command {command}; /help says what there is")
                 case _:
-                    await websocket.send(line.removeprefix("/") if line[:2] == "//" else line)
+                    await websocket.send(self._message(line))
         except ValueError as exc:
             await _display("", str(exc))
         except ConnectionClosed:
             # How it has ended is said in the end.
             return
 
+    def _message(self, line: str) -> str | bytes:
+        data = line[line.startswith("//") :].encode(errors="surrogateescape")
+        return data if self._binary else decode(data)
+
     async def _show(self, websocket: Websocket) -> None:
         with suppress(ConnectionClosedError):
             async for event in websocket:
                 if isinstance(event, Message):
-                    data = event.data
-                    await _display("< ", data if isinstance(data, str) else hexadecimal(data))
+                    await _display("< ", _shown(event.data))
+                    self._count -= 1
+                    if self._count == 0:
+                        await websocket.close(1000, "")
+
+
+def _from_hexadecimal(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ValueError(f"expected bytes in hexadecimal, such as 00 ff, got {text!r}") from None
+
+
+def _close_code(text: str) -> int:
+    if text and not text.isdecimal():
+        raise ValueError(f"expected a close code, such as 1000, got {text!r}")
+    return int(text or 1000)
+
+
+def _shown(data: str | bytes) -> str:
+    if isinstance(data, bytes):
+        return hexadecimal(data)
+    if len(data) > _LONGEST:
+        return f"{data[:_LONGEST]}\n... {len(data)} characters in all"
+    return data
 
 
 async def _display(mark: str, text: str) -> None:
@@ -354,13 +445,13 @@ async def _display(mark: str, text: str) -> None:
     """
     columns = os.get_terminal_size(_STDOUT).columns or 80
     encoding = sys.stdout.encoding
-    for number, line in enumerate(text.split("\n")):
-        # A message cannot pass for something else by its line breaks.
-        start = mark if number == 0 else " " * len(mark)
-        for row in _rows(start + printable(line), columns):
-            shown = row.encode(encoding, "backslashreplace")
+    for line in text.split("\n"):
+        for row in _rows(printable(line), columns - len(mark)):
+            shown = (mark + row).encode(encoding, "backslashreplace")
             # Save the cursor; have a row free below; insert one above; come back, a row lower.
             await write_to(_STDOUT, b"\x1b7\n\x1b[A\x1b[L\r" + shown + b"\n\x1b8\x1b[B")
+            # A message cannot pass for something else by its line breaks or its length.
+            mark = " " * len(mark)
 
 
 def _rows(text: str, columns: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import ssl
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import anyio
 import pyte
 import pytest
 from anyio.streams.text import TextReceiveStream
+from anyio.streams.tls import TLSAttribute
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,7 +42,6 @@ from asyncwebsockets._printable import hexadecimal, printable
 from asyncwebsockets.events import Message
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator
     from pathlib import Path
 
@@ -139,6 +140,14 @@ async def run(*arguments: str, input: bytes = b"", **options: Any) -> Any:
         )
 
 
+async def shell(url: str, redirections: str) -> Any:
+    with anyio.fail_after(30):
+        return await anyio.run_process(
+            ["sh", "-c", f'"$@" --wait=0.1 {redirections}', "sh", *COMMAND, "connect", url],
+            check=False,
+        )
+
+
 @pytest.mark.anyio
 @each_backend
 async def test_lines_are_sent_and_messages_written(backend: str) -> None:
@@ -204,6 +213,79 @@ async def test_a_reader_that_leaves_ends_it() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("backend", "number", "status"),
+    [
+        ("asyncio", signal.SIGINT, 130),
+        ("uvloop", signal.SIGINT, 130),
+        ("trio", signal.SIGINT, 130),
+        ("trio", signal.SIGTERM, 143),
+    ],
+)
+async def test_a_signal_ends_it(backend: str, number: signal.Signals, status: int) -> None:
+    codes = []
+
+    async def handler(websocket: Websocket) -> None:
+        await websocket.send("begun")
+        await websocket.wait_closed()
+        codes.append(websocket.close_code)
+
+    async with served(handler) as url:
+        process = await anyio.open_process([*COMMAND, "connect", url, f"--backend={backend}"])
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with anyio.fail_after(30):
+            async with process:
+                assert await process.stdout.receive() == b"begun\n"
+                process.send_signal(number)
+                assert await process.wait() == status
+                # Not even a traceback.
+                with pytest.raises(anyio.EndOfStream):
+                    await process.stderr.receive()
+    assert codes == [1001]
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has files that fail")
+async def test_what_cannot_be_read_or_written_is_said_and_is_status_1() -> None:
+    async def handler(websocket: Websocket) -> None:
+        await websocket.send("hello")
+        await websocket.wait_closed()
+
+    async with served(handler) as url:
+        done = await shell(url, "</dev/null >/dev/full")
+        assert done.returncode == 1
+        assert done.stderr == (
+            b"cannot write to standard output: [Errno 28] No space left on device\n"
+        )
+        done = await shell(url, "</proc/self/mem >/dev/null")
+        assert done.returncode == 1
+        assert done.stderr == (
+            b"cannot send what standard input has: [Errno 5] Input/output error\n"
+        )
+
+
+@pytest.mark.anyio
+async def test_no_socket_takes_the_place_of_what_a_shell_has_closed() -> None:
+    ends = []
+
+    async def handler(websocket: Websocket) -> None:
+        await websocket.send("hello")
+        with pytest.raises(ConnectionClosedOK) as ended:
+            await websocket.receive()
+        ends.append(ended.value.code)
+
+    async with served(handler) as url:
+        done = await shell(url, "<&-")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"hello\n", b"")
+        done = await shell(url, "<&- >&-")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = await shell(url, "2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"")
+    assert ends == [1000, 1000]
+
+
+@pytest.mark.anyio
 async def test_a_close_with_an_error_is_shown_and_is_status_1() -> None:
     async def handler(websocket: Websocket) -> None:
         await websocket.close(4001, HOSTILE)
@@ -224,10 +306,12 @@ async def test_a_rejection_is_shown_and_is_status_3() -> None:
 
     async with served(echo, filter=filter) as url:
         done = await run(
-            url, "-H", "X-Token: 1:2", "--subprotocol=a", "--subprotocol=b", "--origin=http://o"
+            *(url, "-H", "X-Token: 1:2", "-H", "X-Name:\u2603 "),
+            *("--subprotocol=a", "--subprotocol=b", "--origin=http://o"),
         )
     assert done.returncode == 3
     assert seen[0].header("X-Token") == "1:2"
+    assert (b"X-Name", "\u2603".encode()) in seen[0].headers
     assert seen[0].header("Origin") == "http://o"
     assert seen[0].subprotocols == ["a", "b"]
     shown = done.stderr.decode()
@@ -244,22 +328,76 @@ async def test_a_certificate_is_verified_unless_told_not_to(server_tls: ssl.SSLC
         refused = await run(url)
         done = await run(url, "--insecure", "--count=1", "-v", input=b"hello")
     assert refused.returncode == 3
-    assert b"certificate" in refused.stderr
+    assert b"certificate verify failed" in refused.stderr
+    assert b"; --ca-file trusts other authorities, --insecure anybody\n" in refused.stderr
     assert (done.returncode, done.stdout) == (0, b"hello\n")
     assert b"> GET /\n> Host: 127.0.0.1:" in done.stderr
     assert b"< 101\n" in done.stderr
     assert b"closed: 1000\n" in done.stderr
 
 
-def test_where_nobody_listens_it_is_status_3(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["connect", "ws://127.0.0.1:1/"]) == 3
-    assert "connection attempts failed" in capfd.readouterr().err
+@pytest.mark.anyio
+async def test_a_certificate_of_the_client(
+    authority: trustme.CA, server_tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    names = []
+
+    async def handler(websocket: Websocket) -> None:
+        names.append(websocket.extra(TLSAttribute.peer_certificate)["subjectAltName"])
+        await echo(websocket)
+
+    trusted, both, key = (str(tmp_path / name) for name in ("ca.pem", "both.pem", "key.pem"))
+    authority.cert_pem.write_to_path(trusted)
+    own = authority.issue_cert("somebody@example.com")
+    own.private_key_and_cert_chain_pem.write_to_path(both)
+    own.private_key_pem.write_to_path(key)
+    options = [f"--ca-file={trusted}", "--count=1"]
+    async with served(handler, ssl=context) as url:
+        url = url.replace("ws:", "wss:")
+        for files in ([f"--cert-file={both}"], [f"--cert-file={both}", f"--key-file={key}"]):
+            done = await run(url, *options, *files, input=b"hello")
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"hello\n", b"")
+        done = await run(url, *options)
+    assert done.returncode == 3
+    assert done.stdout == b""
+    assert names == [(("email", "somebody@example.com"),)] * 2
+
+
+@pytest.mark.anyio
+async def test_tls_to_who_does_not_speak_it_is_said() -> None:
+    async with served(echo) as url:
+        done = await run(url.replace("ws:", "wss:"))
+    assert done.returncode == 3
+    assert b"; it may not speak TLS: is it ws, not wss?\n" in done.stderr
+
+
+def test_where_nobody_listens_it_is_status_3(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def said(url: str) -> str:
+        assert main(["connect", url]) == 3
+        return capfd.readouterr().err
+
+    refused = said("ws://user:secret@127.0.0.1:1/?secret")
+    assert refused.startswith("cannot connect to 127.0.0.1, port 1: ")
+    assert refused.endswith("[Errno 111] Connect call failed ('127.0.0.1', 1)\n")
+    monkeypatch.setenv("ws_proxy", "http://user:secret@127.0.0.1:1")
+    refused = said("ws://example.com/")
+    assert refused.startswith("cannot connect to example.com, port 80 by way of http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["connect", "http://localhost/"], "expected a URL of scheme ws or wss"),
+        (["connect", "localhost:8765"], "expected a URL such as ws://localhost:8765/, got"),
+        (["connect", "ws://localhost/", "-k"], "expected a URL of scheme wss with --insecure"),
+        (["connect", "wss://localhost/", "--ca-file=no"], "(PEM) in no: No such file"),
+        (["connect", "wss://localhost/", "--cert-file=no"], "(PEM) in no: No such file"),
         (["connect", "ws://localhost/", "-H", "none"], "expected a header field"),
         (["connect", "ws://localhost/", "--wait=nan"], "expected seconds"),
         (["connect", "ws://localhost/", "--count=-1"], "expected a number"),
@@ -317,7 +455,13 @@ class Terminal:
             os.close(self._master)
 
     def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
+        os.write(self._master, text.encode(errors="surrogateescape"))
+
+    def resize(self, process: Process, columns: int) -> None:
+        self.screen.resize(24, columns)
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        # The terminal sends it to whom it controls.
+        process.send_signal(signal.SIGWINCH)
 
     @property
     def lines(self) -> list[str]:
@@ -401,6 +545,92 @@ async def test_a_person_is_called_back_at_the_end() -> None:
             await box[0].close(4000, HOSTILE)
             await terminal.shows("> half a sen", f"closed: 4000 {HARMLESS}")
             assert await process.wait() == 1
+
+
+@pytest.mark.anyio
+async def test_a_person_makes_mistakes_and_leaves() -> None:
+    box: list[Websocket] = []
+
+    async def handler(websocket: Websocket) -> None:
+        box.append(websocket)
+        await echo(websocket)
+
+    async with served(handler) as url:
+        terminal = Terminal(columns=80)
+        async with terminal.running(url) as process:
+            await terminal.shows(f"connected to {url}; /help says more", ">")
+            for typed, answer in (
+                ("/binary zz", "expected bytes in hexadecimal, such as 00 ff, got 'zz'"),
+                ("/close now", "expected a close code, such as 1000, got 'now'"),
+                ("/close 99", re.compile("expected a close code of .*, got 99")),
+                (f"/ping {'x' * 126}", "expected a ping payload of at most 125 bytes, got 126"),
+                # What is no UTF-8 is binary, as in a script.
+                ("a\udcff", "< binary, 2 bytes: 61 ff"),
+                ("", "<"),
+            ):
+                terminal.type(f"{typed}\r")
+                await terminal.shows(answer, ">")
+            terminal.type("/help\r")
+            await terminal.shows("  //TEXT                 send /TEXT", ">")
+            terminal.type("/close 4001 good bye\r")
+            await terminal.shows("> /close 4001 good bye", "closed: 4001 good bye")
+            assert await process.wait() == 1
+    assert (box[0].close_code, box[0].close_reason) == (4001, "good bye")
+
+
+@pytest.mark.anyio
+async def test_long_lines_and_long_messages_stay_apart() -> None:
+    box: list[Websocket] = []
+
+    async def handler(websocket: Websocket) -> None:
+        box.append(websocket)
+        await echo(websocket)
+
+    async with served(handler) as url:
+        terminal = Terminal(columns=60)
+        async with terminal.running(url) as process:
+            await terminal.shows(f"connected to {url}; /help says more", ">")
+            terminal.type("a" * 70)
+            # Its beginning is scrolled out of sight.
+            await terminal.shows(re.compile("<a+"))
+            await box[0].send(f"{'b' * 57}> not typed\n\u6f22")
+            await terminal.shows(*(f"< {'b' * 57}", "  > not typed", "  \u6f22", re.compile("<a+")))
+            terminal.type("\x01c\r")
+            await terminal.shows(f"< c{'a' * 56}", f"  {'a' * 14}", ">")
+            # Pasted.
+            terminal.type("\x1b[200~one\rtwo\x1b[201~")
+            await terminal.shows("> one^Jtwo")
+            await box[0].send("meanwhile")
+            await terminal.shows("< meanwhile", "> one^Jtwo")
+            terminal.type("\r")
+            await terminal.shows("> one^Jtwo", "< one", "  two", ">")
+            terminal.resize(process, 90)
+            # Out of its history.
+            terminal.type("\x1b[A\x1b[Ad")
+            await terminal.shows(f"> c{'a' * 70}d")
+            terminal.type("\r")
+            await terminal.shows(f"< c{'a' * 70}d", ">")
+            await box[0].send("x" * 70_000)
+            await terminal.shows("  ... 70000 characters in all", ">")
+            terminal.type("half a sen")
+            await terminal.shows("> half a sen")
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+            assert terminal.lines[-1] == "> half a sen"
+    assert box[0].close_code == 1001
+
+
+@pytest.mark.anyio
+async def test_a_person_sends_binary_and_counts() -> None:
+    async with served(echo) as url:
+        terminal = Terminal()
+        async with terminal.running(url, "--binary", "--count=2") as process:
+            await terminal.shows(re.compile("connected to .*"), ">")
+            terminal.type("hello\r")
+            await terminal.shows("> hello", "< binary, 5 bytes: 68 65 6c 6c 6f", ">")
+            terminal.type("//\r")
+            await terminal.shows("> //", "< binary, 1 bytes: 2f", ">", "closed: 1000")
+            assert await process.wait() == 0
 
 
 # serve
