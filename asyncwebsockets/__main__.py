@@ -124,6 +124,7 @@ def _add_connect(commands: Any, both: argparse.ArgumentParser) -> None:
         help="a header field of the handshake; may be given several times",
     )
     parser.add_argument("--origin", help="the Origin of the handshake")
+    parser.add_argument("--uds", metavar="PATH", help="a Unix socket to connect to")
     parser.add_argument(
         "-k", "--insecure", action="store_true", help="do not verify the server's certificate"
     )

@@ -94,6 +94,7 @@ def _open(options: argparse.Namespace) -> WebsocketScope:
             max_message_size=options.max_size or None,
             compression=Deflate() if options.compress else None,
         ),
+        uds=options.uds,
     )
 
 
@@ -111,13 +112,13 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
     return context
 
 
-def _explain(exc: Exception, url: str) -> int:
+def _explain(exc: Exception, options: argparse.Namespace) -> int:
     """Say why there is no connection; return the exit status."""
     text = str(exc)
     if exc.__cause__ is not None and str(exc.__cause__) not in text:
         text += f": {exc.__cause__}"
     if isinstance(exc, OSError) and not isinstance(exc, HandshakeError):
-        text = f"cannot connect to {_place(url)}: {text}{_hint(exc)}"
+        text = f"cannot connect to {_place(options)}: {text}{_hint(exc)}"
     _say(text)
     if isinstance(exc, Rejected):
         _show_headers("<", exc.headers)
@@ -126,12 +127,14 @@ def _explain(exc: Exception, url: str) -> int:
     return NOT_CONNECTED if isinstance(exc, OSError) else MISUSED
 
 
-def _place(url: str) -> str:
-    """Return where a URL leads, without what may be secret in it."""
-    parsed = parse_url(url)
-    proxy = choose_proxy(True, parsed)
+def _place(options: argparse.Namespace) -> str:
+    """Return where the command line leads, without what may be secret in it."""
+    if options.uds is not None:
+        return f"the Unix socket {options.uds}"
+    url = parse_url(options.url)
+    proxy = choose_proxy(True, url)
     by_way_of = f" by way of {proxy.scheme}://{proxy.host}:{proxy.port}" if proxy else ""
-    return f"{parsed.host}, port {parsed.port}{by_way_of}"
+    return f"{url.host}, port {url.port}{by_way_of}"
 
 
 def _hint(exc: OSError) -> str:
@@ -197,7 +200,7 @@ async def _run_script(options: argparse.Namespace) -> int:
         try:
             websocket = await stack.enter_async_context(_open(options))
         except (OSError, ValueError, HandshakeError) as exc:
-            return _explain(exc, options.url)
+            return _explain(exc, options)
         if options.verbose:
             _introduce(websocket)
         script = _Script(websocket, options)
@@ -320,7 +323,7 @@ class _Conversation:
                         scope = portal.call(_open, self._options)
                         websocket = stack.enter_context(portal.wrap_async_context_manager(scope))
                     except (OSError, ValueError, HandshakeError) as exc:
-                        return _explain(exc, self._options.url)
+                        return _explain(exc, self._options)
                     if self._options.verbose:
                         _introduce(websocket)
                     self._talk(websocket)
