@@ -39,6 +39,7 @@ logger: logging.Logger = logging.getLogger("asgi_bridge")
 #: Exit statuses.
 _FAILED = 1
 _NOT_STARTED = 3
+_INTERRUPTED = 130
 
 _BACKLOG = 65_535
 
@@ -149,6 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as exc:
         logger.error("%s", exc)
         return _FAILED
+    except KeyboardInterrupt:
+        # While the application was imported.
+        return _INTERRUPTED
 
 
 # Where to listen
@@ -276,7 +280,13 @@ def _tls(options: argparse.Namespace) -> ssl.SSLContext | None:
     if options.ssl_certfile is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+    try:
+        context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+    except OSError as exc:
+        files = " and ".join(filter(None, (options.ssl_certfile, options.ssl_keyfile)))
+        raise ValueError(
+            f"expected a certificate and its private key (PEM) in {files}: {exc.strerror or exc}"
+        ) from None
     return context
 
 

@@ -97,9 +97,11 @@ async def test_it_serves_and_drains(loop: str, number: signal.Signals) -> None:
             assert ws.close_code == 1012
 
 
-async def test_a_second_signal_waits_no_longer() -> None:
-    with running("--port=0") as command:
-        async with connected(f"{command.url()}/stuck") as (ws, _, _):
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_second_signal_waits_no_longer(workers: int) -> None:
+    with running("--port=0", f"--workers={workers}") as command:
+        (url,) = {command.url() for _ in range(workers)}
+        async with connected(f"{url}/stuck") as (ws, _, _):
             command.process.send_signal(signal.SIGTERM)
             await ws.wait_closed()
             assert ws.close_code == 1012
@@ -175,6 +177,22 @@ async def test_an_application_that_cannot_be_loaded_is_shown(tmp_path: Path) -> 
         said = done.stderr.decode()
         assert "cannot load broken:app" in said
         assert "ZeroDivisionError" in said
+
+
+@pytest.mark.parametrize("options", [[], ["--workers=2"]], ids=["alone", "workers"])
+async def test_an_application_that_takes_too_long_to_import(
+    options: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with running(*options, "--port=0", app="slow:app", cwd=tmp_path, env=environment) as command:
+        for _ in range(2 if options else 1):
+            command.read("^importing$")
+        assert command.end(signal.SIGINT) == 130
+        assert command.process.stderr is not None
+        assert "Traceback" not in command.process.stderr.read()
 
 
 async def test_a_lifespan_that_is_insisted_on() -> None:
@@ -434,7 +452,7 @@ every_way = pytest.mark.parametrize("workers", ["--workers=1", "--workers=2"])
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--ssl-certfile=nowhere.pem", "No such file"),
+        ("--ssl-certfile=nowhere.pem", "private key (PEM) in nowhere.pem: No such file"),
         ("--drain-timeout=-1", "drain_timeout of 0 or more"),
         ("--drain-timeout=nan", "drain_timeout of 0 or more, or None, got nan"),
         ("--root-path=app/", "a root path such as '/app', got 'app/'"),
