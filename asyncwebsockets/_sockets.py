@@ -17,9 +17,9 @@ from anyio.abc import ByteStream, ObjectStream, SocketAttribute, SocketStream, U
 from anyio.streams.tls import TLSStream
 
 from ._bell import Bell
-from ._hangup import hangups_of
 from ._loop import make_waiter, running_asyncio, trio_waits
 from ._pipe import MAX_JOINED, READ_SIZE, Pipe
+from ._readers import readers_of
 from ._tls import on_tls
 from .pace import Pace
 from .transport import PushTransport, StreamTransport, Transport, TransportLost, as_address
@@ -27,8 +27,8 @@ from .transport import PushTransport, StreamTransport, Transport, TransportLost,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._hangup import Hangups
     from ._loop import Waiter
+    from ._readers import Readers
     from .events import Address
     from .transport import Sink
 
@@ -301,10 +301,10 @@ class AsyncioSocket(SocketTransport, PushTransport):
 
     __slots__ = (
         "_arrived",
+        "_descriptor",
         "_eof",
         "_flush_handle",
-        "_hangups",
-        "_hung_up",
+        "_readers",
         "_loop",
         "_reading",
         "_room",
@@ -313,7 +313,7 @@ class AsyncioSocket(SocketTransport, PushTransport):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        hangups: Hangups | None,
+        readers: Readers,
         pace: Pace,
         sock: socket.socket,
         early: bytes,
@@ -322,8 +322,8 @@ class AsyncioSocket(SocketTransport, PushTransport):
         super().__init__(pace, sock, early, remote)
         self._joins = True
         self._loop = loop
-        self._hangups = hangups
-        self._hung_up = False
+        self._readers = readers
+        self._descriptor = sock.fileno()
         self._reading = False
         self._eof = False
         # Resumes the task in `receive`, and those in `drain`.
@@ -409,34 +409,18 @@ class AsyncioSocket(SocketTransport, PushTransport):
             sink.reading_failed(TransportLost(self._failure))
         elif self._eof:
             sink.data_received(b"")
-        elif self._hangups is not None and not self._closed:
-            self._hangups.add(self._sock.fileno(), self._on_hangup)
-
-    def _on_hangup(self) -> None:
-        """Read to the end on a loop that tells of a broken socket only once."""
-        self._hung_up = True
-        if self._reading:
-            self._read_on()
-
-    def _read_on(self) -> None:
-        self.on_readable()
-        # Also where writing has failed: what came before is still to be read.
-        if self._reading:
-            self._loop.remove_reader(self._sock)
-            self._loop.add_reader(self._sock, self._read_on)
 
     def pause(self) -> None:
         """Read nothing more for now."""
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._sock)
+            self._readers.pause(self._descriptor)
 
     def resume(self) -> None:
         """Read on."""
         if not (self._reading or self._eof or self._failure is not None):
             self._reading = True
-            function = self._read_on if self._hung_up else self.on_readable
-            self._loop.add_reader(self._sock, function)
+            self._readers.resume(self._descriptor, self.on_readable)
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call a function with the loop's next turn."""
@@ -475,9 +459,8 @@ class AsyncioSocket(SocketTransport, PushTransport):
         self._room.ring()
 
     def _let_go(self) -> None:
-        self.pause()
-        if self._hangups is not None:
-            self._hangups.remove(self._sock.fileno())
+        self._reading = False
+        self._readers.forget(self._descriptor)
         self._sink = None
         if self._arrived is not None:
             self._arrived.wake()
@@ -638,7 +621,7 @@ def socket_opener() -> Opener | None:
     # Windows' proactor loop has no readers.
     if type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
         return None
-    return partial(AsyncioSocket, loop, hangups_of(loop), pace)
+    return partial(AsyncioSocket, loop, readers_of(loop), pace)
 
 
 def _take_over(found: object) -> Transport | None:

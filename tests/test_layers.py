@@ -24,7 +24,7 @@ LAYERS = {
         ["_observing", "settings"],
         ["_native", "_nativeloop"],
         ["_implementation"],
-        ["_bell", "_grammar", "_hangup", "_loop", "_supervisor", "_url"],
+        ["_bell", "_grammar", "_loop", "_readers", "_supervisor", "_url"],
         ["_cookies", "_redirects", "pace"],
         ["deflate"],
         ["codec"],
