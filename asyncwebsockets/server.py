@@ -299,6 +299,7 @@ class _Handshaking:
         if not (self._drained or self._refused or transport.pace.due(0)):
             data = transport.receive_nowait()
             if data:
+                self._begun = True
                 try:
                     self._request = handshake.receive_data(data)
                 except HandshakeError as exc:
