@@ -32,6 +32,8 @@ myst_heading_anchors = 3
 # The docstrings write `name` for code.
 default_role = "code"
 autodoc_member_order = "bysource"
+# An extra.
+autodoc_mock_imports = ["opentelemetry"]
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -55,6 +57,8 @@ nitpick_ignore_regex = [
     # Of anyio and wsproto, in the same way.
     (r"py:.*", r"(anyio|pytest|wsproto)\..*"),
     (r"py:class", r"ByteStream|Extension|ObjectStream|TaskStatus"),
+    # Of OpenTelemetry.
+    (r"py:class", r"(Meter|Tracer)Provider"),
     # In wsproto's own docstrings, which are shown with its events.
     (r"py:meth", r"response"),
     (r"py:class", r"RejectData"),

@@ -21,7 +21,7 @@ LAYERS = {
         ["errors"],
         ["_certificates", "_descriptors", "_printable", "events"],
         ["observation"],
-        ["_observing", "settings"],
+        ["_observing", "opentelemetry", "settings"],
         ["_native", "_nativeloop"],
         ["_implementation"],
         ["_bell", "_grammar", "_loop", "_readers", "_supervisor", "_url"],
