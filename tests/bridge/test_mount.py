@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import re
-import subprocess
-import sys
 import warnings
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -26,7 +23,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from asgi_bridge import AsgiRequest, WebsocketApp, open_websocket_app
+from asgi_bridge import AsgiRequest, WebsocketApp
 from asyncwebsockets import (
     ConnectionClosed,
     ConnectionClosedError,
@@ -46,7 +43,6 @@ from .servers import ROOT, SERVERS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-    from pathlib import Path
 
     from asyncwebsockets import Request
 
@@ -933,27 +929,6 @@ def test_the_page_about_asgi() -> None:
     with client.websocket_connect("/members/a", headers={"Cookie": "a=1"}) as ws:
         ws.send_text("hello")
         assert ws.receive_text() == "hello"
-
-
-async def test_the_pages_test_in_process() -> None:
-    _, hosted, test, _, _ = documented()
-    app = run_block(hosted)["app"]
-    await run_block(test, app=app, open_websocket_app=open_websocket_app)["test_hello"]()
-
-
-def test_the_pages_fixture(tmp_path: Path) -> None:
-    _, hosted, _, conftest, test = documented()
-    for name, code in (("module", hosted), ("conftest", conftest), ("test_it", test)):
-        (tmp_path / f"{name}.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
-    assert re.search(r"^\d passed", done.stdout, re.MULTILINE), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
