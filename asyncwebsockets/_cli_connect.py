@@ -314,7 +314,8 @@ class _Conversation:
         # What is typed may be in any encoding, and is then sent as binary.
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="surrogateescape")
-        before = signal.signal(signal.SIGUSR1, self._leave)
+        handlers = {signal.SIGUSR1: self._leave, signal.SIGTERM: _exit}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             with start_blocking_portal(self._backend[0], self._backend[1]) as portal:
                 self._portal = portal
@@ -327,12 +328,13 @@ class _Conversation:
                     if self._options.verbose:
                         _introduce(websocket)
                     self._talk(websocket)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             # What was being typed stays above.
             print()  # noqa: T201
             raise
         finally:
-            signal.signal(signal.SIGUSR1, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         _say(_end(websocket))
         return _status(websocket)
 
@@ -417,6 +419,11 @@ class _Conversation:
                     self._count -= 1
                     if self._count == 0:
                         await websocket.close(1000, "")
+
+
+def _exit(number: int, frame: object) -> None:
+    """Leave the line editor, which gives the terminal back as it was, and then the command."""
+    raise SystemExit(128 + number)
 
 
 def _from_hexadecimal(text: str) -> bytes:

@@ -464,6 +464,12 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode(errors="surrogateescape"))
 
+    @property
+    def echoes(self) -> bool:
+        """Whether it shows what is typed by itself, as it does where there is no line editor."""
+        flags: int = termios.tcgetattr(self._master)[3]
+        return bool(flags & termios.ECHO)
+
     def resize(self, process: Process, columns: int) -> None:
         self.screen.resize(24, columns)
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -477,14 +483,22 @@ class Terminal:
     async def shows(self, *lines: str | re.Pattern[str]) -> None:
         """Look until the last lines are these."""
         while not self._ends_with(lines):
-            await anyio.wait_readable(self._master)
-            try:
-                data = os.read(self._master, 65_536)
-            except OSError:
-                # Linux's way of saying that the other end is gone.
-                data = b""
-            assert data, self.lines
-            self._stream.feed(data)
+            await self._look()
+
+    async def shows_cursor_at(self, column: int) -> None:
+        """Look until the cursor is there."""
+        while self.screen.cursor.x != column:
+            await self._look()
+
+    async def _look(self) -> None:
+        await anyio.wait_readable(self._master)
+        try:
+            data = os.read(self._master, 65_536)
+        except OSError:
+            # Linux's way of saying that the other end is gone.
+            data = b""
+        assert data, self.lines
+        self._stream.feed(data)
 
     def _ends_with(self, lines: tuple[str | re.Pattern[str], ...]) -> bool:
         shown = self.lines[-len(lines) :]
@@ -619,10 +633,31 @@ async def test_long_lines_and_long_messages_stay_apart() -> None:
             await terminal.shows(f"< c{'a' * 70}d", ">")
             await box[0].send("x" * 70_000)
             await terminal.shows("  ... 70000 characters in all", ">")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_a_signal_ends_it_and_the_terminal_is_as_before(
+    number: signal.Signals, status: int
+) -> None:
+    box: list[Websocket] = []
+
+    async def handler(websocket: Websocket) -> None:
+        box.append(websocket)
+        await websocket.wait_closed()
+
+    async with served(handler) as url:
+        terminal = Terminal()
+        async with terminal.running(url) as process:
+            await terminal.shows(re.compile("connected to .*"), ">")
             terminal.type("half a sen")
             await terminal.shows("> half a sen")
-            process.send_signal(signal.SIGINT)
-            assert await process.wait() == 130
+            assert not terminal.echoes
+            process.send_signal(number)
+            # The cursor is below.
+            await terminal.shows_cursor_at(0)
+            assert await process.wait() == status
+            assert terminal.echoes
             assert terminal.lines[-1] == "> half a sen"
     assert box[0].close_code == 1001
 
