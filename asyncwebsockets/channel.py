@@ -12,7 +12,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
-from anyio.lowlevel import checkpoint
 from wsproto.connection import ConnectionState
 
 from ._bell import Bell
@@ -1126,8 +1125,8 @@ class WireChannel(Lane, Channel, Supervised, Sink):
     async def _finish(self) -> None:
         """Write what is queued, wait for the peer's Close if it is owed, then close TCP."""
         if self._finishing:
-            # To close again need not wait, but a loop over it must not hold up the others.
-            await checkpoint()
+            # Where it is done, too, others get their turns.
+            await self._pace.step(0)
             while not self._finished:
                 await self._turn.wait()
             return
