@@ -34,6 +34,7 @@ from asyncwebsockets import (
 )
 from asyncwebsockets._observing import describe
 from asyncwebsockets._trace import traced
+from asyncwebsockets.codec import CodecError
 from asyncwebsockets.events import BytesMessage, TextMessage
 
 from .conftest import cut, memory_pair, until
@@ -447,6 +448,22 @@ async def test_a_broken_rule_is_the_last_that_is_traced(
     ]
     assert lines[2].startswith("sent close 1002, fin, ")
     assert lines[3:] == []
+
+
+async def test_each_frame_is_traced_that_is_repeated_and_none_behind_a_broken_rule(
+    codec: Any, frames: Callable[[], list[str]]
+) -> None:
+    made = traced(codec(client=False), "server", None)
+    assert made.repeat(made.encode_message(b"a", True)) == frame(2, b"a", masked=False)
+    made.receive_data(frame(3, masked=True))
+    with pytest.raises(CodecError):
+        made.next_events()
+    made.receive_data(frame(9, masked=True))
+    assert frames() == [
+        "server, -: sent binary, fin, 1 bytes",
+        "server, -: sent binary, fin, 1 bytes",
+        "server, -: received opcode 3, fin, 0 bytes",
+    ]
 
 
 async def test_what_is_not_traced_costs_nothing(codec: Any) -> None:
