@@ -6,13 +6,11 @@ import logging
 from contextlib import (
     AbstractContextManager,
     asynccontextmanager,
-    closing,
     contextmanager,
     suppress,
 )
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -39,7 +37,6 @@ from asyncwebsockets.events import BytesMessage, TextMessage
 
 from .conftest import cut, memory_pair, until
 from .frames import REQUEST, close_payload, frame
-from .test_howto import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -619,8 +616,3 @@ async def test_an_observer_that_fails_harms_no_connection(caplog: pytest.LogCapt
     # Both sides' for /first and in opened, closed and failed, and thrice in activate.
     assert messages.count("an observer failed") == 2 + 2 + 2 + 2 + 3
     assert len(messages) == 13
-
-
-def test_the_page_runs_as_it_stands(tmp_path: Path) -> None:
-    with closing(Terminal(tmp_path)) as terminal:
-        terminal.follow(Path(__file__).parent.parent / "docs/observability.md")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import ssl
-import textwrap
 import threading
 import warnings
 from contextlib import asynccontextmanager
 from functools import partial
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 import websockets.asyncio.server
 from aiohttp import WSMsgType, web
-from anyio.streams.tls import TLSStream
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -32,7 +28,6 @@ from asyncwebsockets import (
     Settings,
     create_websocket,
     open_websocket,
-    open_websocket_client,
     reconnect,
     serve,
 )
@@ -44,6 +39,7 @@ from asyncwebsockets.events import AcceptConnection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.anyio]
 
@@ -335,35 +331,6 @@ async def test_a_unix_socket_with_tls_and_without_the_proxy_of_the_environment(
             assert ws.request.secure
         with pytest.raises(ssl.SSLCertVerificationError):
             await create_websocket("wss://other.example/", ssl=client_tls, uds=path)
-
-
-# A route of one's own
-
-
-async def test_the_resolver_of_the_documentation(
-    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "client.md").read_text()
-    (code,) = re.findall(r"```python\n# resolver.py\n(.*?)```", text, re.DOTALL)
-
-    async def resolve(name: str) -> str:
-        assert name == "localhost"
-        return "127.0.0.1"
-
-    monkeypatch.setattr(ssl, "create_default_context", lambda: client_tls)
-    async with site(server_tls) as there:
-        code = code.replace("example.com", "localhost").replace("443", str(there.port))
-        known = {
-            "anyio": anyio,
-            "ssl": ssl,
-            "resolve": resolve,
-            "TLSStream": TLSStream,
-            "open_websocket_client": open_websocket_client,
-        }
-        exec(f"async def main():\n{textwrap.indent(code, '    ')}", known)
-        await known["main"]()  # type: ignore[operator]
-        assert there.requests[0].target == "/chat"
-        assert there.requests[0].host == f"localhost:{there.port}"
 
 
 # Cookies
