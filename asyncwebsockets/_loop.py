@@ -73,9 +73,11 @@ def _asyncio_look() -> Callable[[], bool]:
         from ._nativeloop import CancellationLook
 
         return CancellationLook(running if found else current, loop, states)
+    # What is kept for as long as a loop lives must not keep that.
+    known = ref(loop)
 
     def look() -> bool:
-        task = current(loop)
+        task = current(known())
         state = states.get(ref(task)) if task is not None else None
         scope = state.cancel_scope if state is not None else None
         while scope is not None:

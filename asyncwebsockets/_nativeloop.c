@@ -681,6 +681,7 @@ typedef struct {
     State *state;
     /* The running tasks: a function of the loop, or what has them by their loops. */
     PyObject *current_task;
+    /* The loop, weakly: what is kept for as long as a loop lives must not keep that. */
     PyObject *loop, *task_states;
     /* The task last looked at, weakly, and its state. */
     PyObject *last, *last_state;
@@ -702,8 +703,10 @@ look_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     self->state = state_of(type);
     self->current_task = Py_NewRef(current_task);
-    self->loop = Py_NewRef(loop);
     self->task_states = Py_NewRef(task_states);
+    self->loop = PyWeakref_NewRef(loop, NULL);
+    if (self->loop == NULL)
+        Py_CLEAR(self);
     return (PyObject *)self;
 }
 
@@ -711,9 +714,10 @@ look_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static PyObject *
 running_task(Look *self)
 {
+    PyObject *loop = PyWeakref_GET_OBJECT(self->loop);
     if (!PyDict_CheckExact(self->current_task))
-        return PyObject_CallOneArg(self->current_task, self->loop);
-    PyObject *task = PyDict_GetItemWithError(self->current_task, self->loop);
+        return PyObject_CallOneArg(self->current_task, loop);
+    PyObject *task = PyDict_GetItemWithError(self->current_task, loop);
     return task == NULL && PyErr_Occurred() ? NULL : Py_NewRef(task == NULL ? Py_None : task);
 }
 

@@ -11,7 +11,7 @@ import contextlib
 import select
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,11 +45,21 @@ class Readers(Protocol):
         """Watch a socket no more, before it is closed; it need not be watched."""
 
 
-class LoopReaders:
-    """Has the loop itself watch each socket."""
+class _OfLoop:
+    """Lives as long as a loop, and so must not keep that."""
 
     def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+        self._loop_or_none = ref(loop)
+
+    @property
+    def _loop(self) -> Loop:
+        loop = self._loop_or_none()
+        assert loop is not None
+        return loop
+
+
+class LoopReaders(_OfLoop):
+    """Has the loop itself watch each socket."""
 
     def resume(self, descriptor: int, function: Callable[[], object], /) -> None:
         """Watch a socket."""
@@ -64,11 +74,11 @@ class LoopReaders:
         self._loop.remove_reader(descriptor)
 
 
-class EpollReaders:
+class EpollReaders(_OfLoop):
     """Has the loop watch an epoll, which watches the sockets, as long as there are any."""
 
     def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+        super().__init__(loop)
         # What to call for each socket in the epoll, None for one that is paused.
         self._functions: dict[int, Callable[[], object] | None] = {}
         self._epoll: select.epoll | None = None

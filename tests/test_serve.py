@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import socket
 import struct
 import sys
+import weakref
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
@@ -874,6 +876,19 @@ async def test_what_is_no_exception_of_a_handler_ends_the_server_with_its_handle
     assert caught.value.split(Alarm)[1] is None
     assert len(ended) == 2
     assert not server.connections
+
+
+@pytest.mark.parametrize("use_uvloop", [False, True])
+def test_an_event_loop_is_garbage_once_it_is_closed(use_uvloop: bool) -> None:
+    async def main() -> weakref.ref[Any]:
+        async with serving() as (_, url), open_websocket(url) as ws:
+            await ws.send("x")
+            assert await ws.receive_text() == "x"
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = anyio.run(main, backend_options={"use_uvloop": use_uvloop})
+    gc.collect()
+    assert loop() is None
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio has eager tasks since Python 3.12")
