@@ -277,7 +277,6 @@ async def test_an_end_that_is_none_is_an_error(
         (b"[::1]:8000", "::1", 8000),
         (b"[::1]", "::1", 80),
         (b"a:" + b"9" * 5000, "a:" + "9" * 5000, 80),
-        (b"a:\xb2", "a:\xb2", 80),
     ],
 )
 async def test_any_host_can_be_told_of(

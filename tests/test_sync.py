@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import ssl
@@ -389,15 +388,3 @@ def test_the_interpreter_may_exit(
     )
     assert (done.stdout, done.stderr, done.returncode) == ("hello\n", "", status)
     assert served.end()[0] == code
-
-
-def test_the_script_of_the_documentation(
-    served: Served, backend: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = (ROOT / "docs" / "client.md").read_text()
-    (code,) = re.findall(r"```python\n# script.py\n(.*?)```", text, re.DOTALL)
-    assert '"wss://example.com/chat"' in code
-    code = code.replace('"wss://example.com/chat"', f"{served.url!r}, **{backend!r}")
-    exec(code, {})
-    assert capsys.readouterr().out == "hello\n"
-    assert served.end() == (1000, "")
