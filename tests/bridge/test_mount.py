@@ -235,14 +235,17 @@ async def test_a_send_that_the_server_refuses_ends_sending_only(error: type[Exce
 
 async def test_a_handler_that_ends_with_a_refused_send_waits_for_the_servers_word() -> None:
     async def handler(ws: Websocket) -> None:
+        await refuses.wait()
         try:
             await ws.send("late")
         finally:
             handlers.append(ws)
 
+    refuses = anyio.Event()
     handlers: list[Websocket] = []
     async with run(handler) as peer:
         peer.fails = OSError
+        refuses.set()
         await until(lambda: bool(handlers))
         peer.put(text("dropped"), disconnect(4000, "bye"))
     assert peer.error is None
