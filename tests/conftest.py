@@ -20,6 +20,8 @@ import asyncwebsockets._scope as scope_module
 from asyncwebsockets import Settings, Websocket, open_websocket_client, open_websocket_server
 from asyncwebsockets.codec import IMPLEMENTATION, Codec, PureCodec, make_codec
 
+from .pages import Terminal
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from pathlib import Path
@@ -103,6 +105,16 @@ def client_tls(authority: trustme.CA) -> ssl.SSLContext:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    """Does what pages say, in a directory of its own."""
+    terminal = Terminal(tmp_path)
+    try:
+        yield terminal
+    finally:
+        terminal.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:

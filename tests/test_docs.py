@@ -58,9 +58,11 @@ class Surroundings:
     instead: dict[str, str] = field(default_factory=dict)
 
     def text(self, text: str) -> str:
-        for shown, real in self.instead.items():
-            text = text.replace(shown, real)
-        return text
+        if not self.instead:
+            return text
+        # In one go: a port that was put in may have what stands on a page among its digits.
+        shown = "|".join(map(re.escape, sorted(self.instead, key=len, reverse=True)))
+        return re.sub(shown, lambda match: self.instead[match[0]], text)
 
 
 class Site:
@@ -143,15 +145,6 @@ SURROUNDINGS: dict[str, Callable[[Surroundings], AbstractAsyncContextManager[Any
     "client": client,
     "guide": example,
 }
-
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    terminal = Terminal(tmp_path)
-    try:
-        yield terminal
-    finally:
-        terminal.close()
 
 
 @pytest.fixture

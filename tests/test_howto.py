@@ -10,7 +10,6 @@ import pytest
 from .pages import DOCS, LINK, Terminal, toctree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 # A folder that is not there has no pages.
@@ -18,15 +17,6 @@ FOLDERS = [DOCS / name for name in ("howto", "tutorial", "topics") if (DOCS / na
 PAGES = [path for folder in FOLDERS for path in sorted(folder.glob("*.md")) if path.stem != "index"]
 # The tutorial's go on from one another: test_tutorial.
 ALONE = [page for page in PAGES if page.parent.name != "tutorial"]
-
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    terminal = Terminal(tmp_path)
-    try:
-        yield terminal
-    finally:
-        terminal.close()
 
 
 @pytest.mark.parametrize("page", ALONE, ids=lambda page: f"{page.parent.name}/{page.stem}")
