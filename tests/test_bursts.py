@@ -49,19 +49,14 @@ class RawClient:
         await self.stream.send(b"".join(frame(kind, data, masked=True) for kind, data in frames))
 
     async def next_frame(self) -> tuple[int, bytes]:
-        while True:
-            try:
-                first, payload, rest = parse_frame(self.read)
-            except (IndexError, ValueError):
-                rest = None
-            if rest is not None and len(self.read) - len(rest) >= _size(self.read):
-                self.read = rest
-                return first & 0x0F, payload
+        while len(self.read) < 2 or len(self.read) < _size(self.read):
             self.read += await self.stream.receive()
+        first, payload, self.read = parse_frame(self.read)
+        return first & 0x0F, payload
 
 
 def _size(data: bytes) -> int:
-    """Return how many bytes the first frame is, a server's."""
+    """Return how many bytes the first frame is, a server's; more than there are if not all is."""
     length = data[1]
     if length < 126:
         return 2 + length
