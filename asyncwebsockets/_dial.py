@@ -197,11 +197,10 @@ async def shake_hands(
 ) -> Opened:
     """Get a transport and shake hands on it."""
     try:
-        opened = await _shake_hands(dial, handshake, settings, deadline)
+        return await _shake_hands(dial, handshake, settings, deadline, observation)
     except BaseException as exc:
         tell(observation.failed, exc, exc.status if isinstance(exc, Rejected) else None)
         raise
-    return replace(opened, observation=observation)
 
 
 async def _shake_hands(
@@ -209,6 +208,7 @@ async def _shake_hands(
     handshake: ClientHandshake,
     settings: Settings,
     deadline: float,
+    observation: Observation,
 ) -> Opened:
     transport: Transport | None = None
     response: Response | None = None
@@ -242,6 +242,7 @@ async def _shake_hands(
             subprotocol=handshake.subprotocol,
             extensions=handshake.extensions,
             trailing_data=handshake.trailing_data,
+            observation=observation,
         )
     except TransportLost as exc:
         assert transport is not None

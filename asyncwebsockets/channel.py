@@ -423,7 +423,8 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._reading = False
         self._eof = False
         self._waiting = 0
-        self._turn: Bell | LoopBell = Bell()
+        push = isinstance(transport, PushTransport)
+        self._turn: Bell | LoopBell = LoopBell() if push else Bell()
         self._attending: anyio.CancelScope | None = None
         self._pace = transport.pace
 
@@ -464,7 +465,6 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         if isinstance(transport, PushTransport):
             self._push, self._reading = transport, True
             self._receiver = make_waiter()
-            self._turn = LoopBell()
             if supervisor is None:
                 self._set_timer()
             transport.start(self)
