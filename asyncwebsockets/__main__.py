@@ -32,8 +32,10 @@ What comes from the peer never reaches a terminal as a command: characters that 
 are shown escaped there, binary messages in hexadecimal. A pipe or file gets messages unchanged.
 
 exit status:
-  0    the connection was closed with 1000, 1001 or without a code, by either side
-  1    the connection was lost, failed, or closed with another code
+  0    the connection was closed with 1000, 1001 or without a code, by either side, or nobody
+       reads the output any more
+  1    the connection was lost, failed, or closed with another code, or the input could not be
+       read or the output not written
   2    the command line is wrong
   3    there was no connection: name, TCP, TLS, or the handshake, whose answer is shown
   130  Ctrl-C; 143 SIGTERM
@@ -51,8 +53,13 @@ exec       runs the command for each connection: each message is a line of its s
            WEBSOCKET_QUERY, WEBSOCKET_SUBPROTOCOL and WEBSOCKET_CLIENT.
 
 Pages in a browser may connect only from the origins given; other clients always may.
-SIGTERM and SIGINT close: 1012 to every connection, and --drain-timeout for their handlers; a second
-one does not wait, and kills the commands.
+SIGTERM, SIGINT and, unless it is ignored, SIGHUP drain: connections are closed with 1012, and
+their handlers have --drain-timeout to end. A second one does not wait, and kills the commands.
+
+exit status:
+  0    it was told to end by one of these signals
+  1    it could not start
+  2    the command line is wrong
 """
 
 
