@@ -33,6 +33,9 @@ enum { FIN = 0x80, RSV1 = 0x40, RSV2 = 0x20, RSV3 = 0x10, MASKED = 0x80 };
 /* The longest header: 2 bytes, 8 of an extended length, 4 of a mask. */
 #define MAX_HEADER 14
 
+/* The most buffers that are kept for later. */
+#define MAX_SPARES 4
+
 #define MAX_CONTROL_PAYLOAD 125
 
 
@@ -53,8 +56,10 @@ typedef struct {
     OBJECTS(DECLARE)
     NAMES(DECLARE)
 #undef DECLARE
-    /* A large buffer that nobody uses: to get one anew costs as much as to copy it. */
-    PyObject *spare;
+    /* Large buffers that nobody uses, and the sum of their sizes: to get one anew costs as much as
+       to copy it. */
+    PyObject *spares[MAX_SPARES];
+    Py_ssize_t spare_count, spare_size;
     /* What other modules in C call. */
     CodecInterface interface;
     /* How much of the pool was used, and in which process it was filled. */
@@ -191,19 +196,37 @@ input_at(const Codec *self)
     return (const uint8_t *)PyBytes_AS_STRING(self->input) + self->at;
 }
 
-/* The spare buffer is at least and at most so large. */
+/* A spare buffer is at least so large, and all of them together at most. */
 #define MIN_SPARE (256 * 1024)
-#define MAX_SPARE (4 * 1024 * 1024)
+#define MAX_SPARE_SIZE (4 * 1024 * 1024)
+
+/* Return a spare buffer of a size or more, NULL if there is none. */
+static PyObject *
+take_spare(State *state, Py_ssize_t size)
+{
+    for (Py_ssize_t i = 0; i < state->spare_count; i++) {
+        PyObject *spare = state->spares[i];
+        if (PyBytes_GET_SIZE(spare) >= size) {
+            state->spares[i] = state->spares[--state->spare_count];
+            state->spare_size -= PyBytes_GET_SIZE(spare);
+            return spare;
+        }
+    }
+    return NULL;
+}
 
 /* Let go of the input. */
 static void
 drop_input(Codec *self)
 {
     State *state = self->state;
-    if (self->own && state->spare == NULL && PyBytes_GET_SIZE(self->input) >= MIN_SPARE
-        && PyBytes_GET_SIZE(self->input) <= MAX_SPARE) {
-        state->spare = self->input;
-        self->input = NULL;
+    if (self->own && state->spare_count < MAX_SPARES) {
+        Py_ssize_t size = PyBytes_GET_SIZE(self->input);
+        if (size >= MIN_SPARE && size <= MAX_SPARE_SIZE - state->spare_size) {
+            state->spares[state->spare_count++] = self->input;
+            state->spare_size += size;
+            self->input = NULL;
+        }
     }
     Py_CLEAR(self->input);
     self->at = self->end = 0;
@@ -214,15 +237,9 @@ drop_input(Codec *self)
 static int
 keep_input(Codec *self, Py_ssize_t space)
 {
-    State *state = self->state;
     Py_ssize_t left = self->end - self->at;
-    PyObject *kept;
-    if (left + space >= SLICE && state->spare != NULL
-        && PyBytes_GET_SIZE(state->spare) >= left + space) {
-        kept = state->spare;
-        state->spare = NULL;
-    }
-    else
+    PyObject *kept = left + space >= SLICE ? take_spare(self->state, left + space) : NULL;
+    if (kept == NULL)
         kept = PyBytes_FromStringAndSize(NULL, left + space);
     if (kept == NULL)
         return -1;
@@ -1552,7 +1569,8 @@ static int
 module_clear(PyObject *module)
 {
     State *state = PyModule_GetState(module);
-    Py_CLEAR(state->spare);
+    while (state->spare_count > 0)
+        Py_DECREF(state->spares[--state->spare_count]);
 #define CLEAR(name) Py_CLEAR(state->name);
     OBJECTS(CLEAR)
     NAMES(CLEAR)
