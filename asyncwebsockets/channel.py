@@ -1060,7 +1060,12 @@ class WireChannel(Lane, Channel, Supervised, Sink):
             self._fail(1011, f"keepalive: the peer was silent for ping_timeout={timeout:g} s")
             return None
         if now >= self._next_ping:
-            if self._keepalive_ping not in self._pings:
+            unanswered = self._keepalive_ping
+            if unanswered in self._pings and timeout is None and not self._transport.clogged:
+                # Nobody judges the peer by it; what is between the two is to see traffic.
+                self._pings.remove(unanswered)
+                _keep(self._given_up, unanswered.payload)
+            if unanswered not in self._pings:
                 self._keepalive_ping = self._queue_ping(None)
                 self._flush_soon()
             if self._silent_since is None:

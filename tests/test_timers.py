@@ -106,6 +106,36 @@ async def test_a_peer_that_answers_stays(interval: float, patience: float | None
         tg.cancel_scope.cancel()
 
 
+async def test_pings_go_on_unanswered_where_nobody_judges_by_them() -> None:
+    async with serving(Settings(ping_interval=20, ping_timeout=None)) as (near, ws):
+        start = trio.current_time()
+        pings = []
+        for interval in range(1, 20):
+            pings.append(await next_frame(near))
+            assert trio.current_time() - start == pytest.approx(20 * interval)
+        assert {first for first, _ in pings} == {0x89}
+        # A late answer is no event for the user either.
+        await near.send(frame(10, pings[0][1], masked=True) + frame(10, pings[-1][1], masked=True))
+        await near.send(frame(1, b"x", masked=True))
+        assert await ws.receive_text() == "x"
+        assert ws.close_code is None
+
+
+async def test_no_pings_pile_up_for_a_peer_that_does_not_read() -> None:
+    settings = Settings(ping_interval=20, ping_timeout=None)
+    async with serving(settings, size=1) as (near, ws), trio.open_nursery() as nursery:
+        nursery.start_soon(ws.send, b"x" * 2_000_000)
+        await trio.sleep(2000)
+        received = b""
+        with trio.move_on_after(10):
+            while True:
+                received += await near.receive()
+        first, payload, rest = parse_frame(received)
+        assert (first, len(payload)) == (0x82, 2_000_000)
+        first, _, rest = parse_frame(rest)
+        assert (first, rest) == (0x89, b"")
+
+
 @pytest.mark.parametrize(("interval", "patience"), [(20, 20), (5, 30), (30, 5)])
 async def test_silence_is_never_longer_than_both(interval: float, patience: float) -> None:
     settings = Settings(ping_interval=interval, ping_timeout=patience)
