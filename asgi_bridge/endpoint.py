@@ -348,7 +348,8 @@ class WebsocketApp:
     What the filter rejects is answered by a denial response where the server has that
     extension, else the server answers 403. The connection is closed with 1000 when the handler
     returns and with 1011 when it raises; the exception goes on to the server, which logs it.
-    The connection's own ``ConnectionClosed`` is its normal end.
+    The connection's own ``ConnectionClosed`` is its normal end; its ``UnexpectedMessage`` closes
+    it with 1003, or 1007 for what is not JSON, and does not go on.
 
     The server owns the frames: it sends the pings, joins the fragments and does the closing
     handshake, so the settings for these are its own. Fragments that the handler sends are
@@ -423,9 +424,9 @@ class WebsocketApp:
             async with websocket:
                 await self._handler(websocket)
         except Exception as exc:
-            if not websocket.is_end(exc):
+            if not websocket.is_peers_doing(exc):
                 raise
-            logger.debug("the handler of %r ended with the connection: %s", websocket, exc)
+            logger.debug("the handler of %r was ended by its peer: %s", websocket, exc)
 
     async def _decide(
         self, request: AsgiRequest, receive: Receive, early: list[AsgiMessage]

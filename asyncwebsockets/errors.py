@@ -14,6 +14,7 @@
     │   ├── ConnectionClosedError (anyio.BrokenResourceError)
     │   └── ConnectionClosedLocally (anyio.ClosedResourceError)
     ├── UnexpectedMessage (TypeError)
+    │   └── InvalidJSON (ValueError)
     └── UnsupportedOperation (RuntimeError)
 """
 
@@ -34,6 +35,7 @@ __all__ = [
     "HandshakeError",
     "HandshakeTimeout",
     "InvalidHandshake",
+    "InvalidJSON",
     "ProxyError",
     "RedirectError",
     "Rejected",
@@ -180,14 +182,42 @@ class ConnectionClosedLocally(ConnectionClosed, ClosedResourceError):
 class UnexpectedMessage(WebsocketError, TypeError):
     """A message of the other kind came than the one asked for; it has been consumed.
 
+    The peer is told so where the exception leaves the connection's block or handler.
+
     Attributes:
         data: the message.
+        code: the close code for it, 1003 (RFC 6455 section 7.4.1).
+        reason: the close reason for it.
+        source: what the connection was carried by, as for :class:`ConnectionClosed`.
     """
 
-    def __init__(self, expected: str, data: str | bytes) -> None:
+    code: int = 1003
+
+    def __init__(self, expected: str, data: str | bytes, source: object = None) -> None:
         came = "text" if isinstance(data, str) else "binary"
-        super().__init__(f"expected a {expected} message, a {came} message came")
+        self.reason: str = f"expected a {expected} message, a {came} message came"
+        super().__init__(self.reason)
         self.data = data
+        self.source = source
+
+
+class InvalidJSON(UnexpectedMessage, ValueError):
+    """A message came that is not JSON; it has been consumed.
+
+    The parser's own exception is the ``__cause__``.
+
+    Attributes:
+        code: the close code for it, 1007 (RFC 6455 section 7.4.1).
+    """
+
+    code = 1007
+
+    def __init__(self, data: str | bytes, source: object = None) -> None:
+        super().__init__("JSON", data, source)
+        self.reason = "expected JSON"
+
+    def __str__(self) -> str:
+        return f"expected JSON: {self.__cause__}" if self.__cause__ else "expected JSON"
 
 
 class UnsupportedOperation(WebsocketError, RuntimeError):

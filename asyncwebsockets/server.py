@@ -805,8 +805,8 @@ class Server:
                         await websocket.abort(self._drain_with[0])
                     raise
         except Exception as exc:
-            if websocket.is_end(exc):
-                logger.debug("the handler of %r ended with the connection: %s", websocket, exc)
+            if websocket.is_peers_doing(exc):
+                logger.debug("the handler of %r was ended by its peer: %s", websocket, exc)
             else:
                 logger.exception("the handler of %r failed", websocket)
         finally:
@@ -837,7 +837,8 @@ async def serve(
 
     A connection is closed with 1000 when its handler returns. An exception of a handler is
     logged and closes that connection with 1011; the connection's own ``ConnectionClosed`` is
-    its normal end. A cancellation of `serve` cancels the handlers.
+    its normal end, and its ``UnexpectedMessage`` closes it with 1003, or 1007 for what is not
+    JSON, without a record. A cancellation of `serve` cancels the handlers.
 
     Args:
         handler: an async function that gets the :class:`Websocket`.

@@ -23,8 +23,9 @@ import anyio
 from anyio.from_thread import start_blocking_portal
 
 from .client import open_websocket
-from .errors import ConnectionClosedLocally, UnexpectedMessage
-from .events import BytesMessage, TextMessage
+from .errors import ConnectionClosedLocally
+from .events import Message
+from .websocket import expect_bytes, expect_text
 
 if TYPE_CHECKING:
     import os
@@ -235,18 +236,14 @@ class SyncWebsocket:
     def iter_text(self) -> Iterator[str]:
         """Iterate over the messages, each of which is to be text: :meth:`Websocket.iter_text`."""
         for event in self:
-            if isinstance(event, TextMessage):
-                yield event.data
-            elif isinstance(event, BytesMessage):
-                raise UnexpectedMessage("text", bytes(event.data))
+            if isinstance(event, Message):
+                yield expect_text(event, self._websocket._channel)
 
     def iter_bytes(self) -> Iterator[bytes]:
         """Iterate over the messages, each to be binary: :meth:`Websocket.iter_bytes`."""
         for event in self:
-            if isinstance(event, BytesMessage):
-                yield bytes(event.data)
-            elif isinstance(event, TextMessage):
-                raise UnexpectedMessage("binary", event.data)
+            if isinstance(event, Message):
+                yield expect_bytes(event, self._websocket._channel)
 
     # Sending
 

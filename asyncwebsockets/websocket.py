@@ -22,6 +22,7 @@ from .errors import (
     ConnectionClosedError,
     ConnectionClosedLocally,
     ConnectionClosedOK,
+    InvalidJSON,
     UnexpectedMessage,
 )
 from .events import BytesMessage, Event, Message, TextMessage
@@ -277,7 +278,7 @@ class Websocket(Front):
             UnexpectedMessage: a binary message came.
             ConnectionClosed, anyio.BusyResourceError: as :meth:`receive`.
         """
-        return _expect_text(await self._receive_message())
+        return expect_text(await self._receive_message(), self._channel)
 
     async def receive_bytes(self) -> bytes:
         """Return the next message, which is to be binary; pings and pongs are skipped.
@@ -286,16 +287,20 @@ class Websocket(Front):
             UnexpectedMessage: a text message came.
             ConnectionClosed, anyio.BusyResourceError: as :meth:`receive`.
         """
-        return _expect_bytes(await self._receive_message())
+        return expect_bytes(await self._receive_message(), self._channel)
 
     async def receive_json(self) -> Any:
         """Return the next message, text or binary, parsed as JSON (RFC 8259).
 
         Raises:
-            ValueError: the message is not JSON.
+            InvalidJSON: the message is not JSON, or nested too deeply for Python's parser.
             ConnectionClosed, anyio.BusyResourceError: as :meth:`receive`.
         """
-        return json.loads((await self._receive_message()).data)
+        data = (await self._receive_message()).data
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as exc:
+            raise InvalidJSON(data, self._channel) from exc
 
     def iter_text(self) -> AsyncIterator[str]:
         """Iterate over the messages, each of which is to be text; ends as ``async for`` does.
@@ -304,7 +309,7 @@ class Websocket(Front):
             UnexpectedMessage: a binary message came.
             ConnectionClosedError, anyio.BusyResourceError: as :meth:`receive`.
         """
-        return _Messages(self, _expect_text)
+        return _Messages(self, expect_text)
 
     def iter_bytes(self) -> AsyncIterator[bytes]:
         """Iterate over the messages, each of which is to be binary; ends as ``async for`` does.
@@ -313,7 +318,7 @@ class Websocket(Front):
             UnexpectedMessage: a text message came.
             ConnectionClosedError, anyio.BusyResourceError: as :meth:`receive`.
         """
-        return _Messages(self, _expect_bytes)
+        return _Messages(self, expect_bytes)
 
     @asynccontextmanager
     async def receive_stream(self) -> AsyncGenerator[MessageStream, None]:
@@ -540,9 +545,22 @@ class Websocket(Front):
 
     def is_end(self, exc: BaseException) -> bool:
         """Whether an exception, or every leaf of a group, only says that this connection ended."""
+        return self._is_of_this(exc, ConnectionClosed)
+
+    def is_peers_doing(self, exc: BaseException) -> bool:
+        """Whether an exception, or every leaf of a group, only says what this peer did.
+
+        That is, that the connection ended, or that a message came of another kind than was
+        asked for.
+        """
+        return self._is_of_this(exc, ConnectionClosed, UnexpectedMessage)
+
+    def _is_of_this(
+        self, exc: BaseException, *kinds: type[ConnectionClosed | UnexpectedMessage]
+    ) -> bool:
         if isinstance(exc, BaseExceptionGroup):
-            return all(self.is_end(leaf) for leaf in exc.exceptions)
-        return isinstance(exc, ConnectionClosed) and exc.source is self._channel
+            return all(self._is_of_this(leaf, *kinds) for leaf in exc.exceptions)
+        return isinstance(exc, kinds) and exc.source is self._channel
 
     async def __aenter__(self) -> Websocket:
         return self
@@ -555,22 +573,31 @@ class Websocket(Front):
     ) -> None:
         """End the connection: 1000 without an exception, 1011 with one.
 
-        With a cancellation, Close goes out only if that needs no waiting.
+        An :class:`UnexpectedMessage` of this connection has a code and a reason of its own. With
+        a cancellation, Close goes out only if that needs no waiting.
         """
         if exc is None:
             await self.close(1000, "")
         elif isinstance(exc, Exception):
-            await self.close(1011, "")
+            unexpected = _unexpected(exc) if self.is_peers_doing(exc) else None
+            await self.close(*(unexpected.code, unexpected.reason) if unexpected else (1011, ""))
         else:
             await self._channel.abort(1001)
+
+
+def _unexpected(exc: BaseException) -> UnexpectedMessage | None:
+    """Return an exception, or the first leaf of a group, that says what should not have come."""
+    if isinstance(exc, BaseExceptionGroup):
+        return next(filter(None, map(_unexpected, exc.exceptions)), None)
+    return exc if isinstance(exc, UnexpectedMessage) else None
 
 
 class _Messages(Generic[T]):
     """The messages of one kind. Unlike a generator, it needs no end where its loop is left."""
 
-    def __init__(self, websocket: Websocket, expect: Callable[[Message[Any]], T]) -> None:
+    def __init__(self, websocket: Websocket, expect: Callable[[Message[Any], object], T]) -> None:
         self._websocket = websocket
-        self._expect: Callable[[Message[Any]], T] = expect
+        self._expect: Callable[[Message[Any], object], T] = expect
 
     def __aiter__(self) -> _Messages[T]:
         return self
@@ -579,7 +606,7 @@ class _Messages(Generic[T]):
         while True:
             event = await self._websocket.__anext__()
             if isinstance(event, Message):
-                return self._expect(event)
+                return self._expect(event, self._websocket._channel)
 
 
 class _Pieces:
@@ -676,13 +703,15 @@ def _name(kind: type[TextMessage | BytesMessage]) -> str:
     return "text" if kind is TextMessage else "binary"
 
 
-def _expect_text(event: Message[Any]) -> str:
+def expect_text(event: Message[Any], source: object) -> str:
+    """Return a message's text; `source` is what the connection is carried by."""
     if not isinstance(event, TextMessage):
-        raise UnexpectedMessage("text", event.data)
+        raise UnexpectedMessage("text", bytes(event.data), source)
     return event.data
 
 
-def _expect_bytes(event: Message[Any]) -> bytes:
+def expect_bytes(event: Message[Any], source: object) -> bytes:
+    """Return a binary message's data; `source` is what the connection is carried by."""
     if not isinstance(event, BytesMessage):
-        raise UnexpectedMessage("binary", event.data)
+        raise UnexpectedMessage("binary", event.data, source)
     return bytes(event.data)

@@ -18,6 +18,7 @@ from asyncwebsockets import (
     ConnectionClosedOK,
     Deflate,
     HandshakeError,
+    InvalidJSON,
     Settings,
     UnexpectedMessage,
     Websocket,
@@ -326,8 +327,10 @@ async def test_receive_text_bytes_and_json(pairs: Pairs) -> None:
         assert await server.receive_bytes() == b"bytes"
         assert await server.receive_json() == {"a": [1, None, "é"]}
         assert await server.receive_json() == [1]
-        with pytest.raises(ValueError):
+        with pytest.raises(InvalidJSON, match="expected JSON: .*line 1 column 2") as no_json:
             await server.receive_json()
+        assert no_json.value.data == "{"
+        assert isinstance(no_json.value, ValueError)
         with pytest.raises(UnexpectedMessage, match="expected a binary message, a text") as text:
             await server.receive_bytes()
         assert text.value.data == "wrong"

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import logging
+import random
 import socket
 import struct
 import sys
@@ -34,6 +35,7 @@ from asyncwebsockets import (
     Request,
     Server,
     Settings,
+    UnexpectedMessage,
     Websocket,
     create_websocket,
     create_websocket_server,
@@ -643,6 +645,105 @@ async def test_the_connections_own_end_is_a_normal_end_of_its_handler(
         await (ws.close(4000) if end == "close" else ws.abort())
         await until(lambda: not (server.connections))
     assert not caplog.records
+
+
+async def reading_text(ws: Websocket) -> None:
+    async for _ in ws.iter_text():
+        pass
+
+
+async def reading_bytes(ws: Websocket) -> None:
+    await ws.receive_bytes()
+
+
+async def reading_json(ws: Websocket) -> None:
+    await ws.receive_json()
+
+
+async def reading_in_a_group(ws: Websocket) -> None:
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(ws.wait_closed)
+        tg.start_soon(reading_text, ws)
+
+
+NO_TEXT = (1003, "expected a text message, a binary message came")
+
+
+@pytest.mark.parametrize(
+    ("handler", "sent", "end"),
+    [
+        (reading_text, b"x", NO_TEXT),
+        (reading_in_a_group, b"x", NO_TEXT),
+        (reading_bytes, "x", (1003, "expected a binary message, a text message came")),
+        (reading_json, "{", (1007, "expected JSON")),
+        (reading_json, b"\xff", (1007, "expected JSON")),
+        pytest.param(reading_json, "[" * 100_000, (1007, "expected JSON"), id="nested deeply"),
+    ],
+)
+async def test_a_peer_that_sends_what_no_handler_expects_is_told_so_and_not_logged(
+    handler: Any, sent: str | bytes, end: tuple[int, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(handler) as (server, url), open_websocket(url) as ws:
+        await ws.send(sent)
+        with pytest.raises(ConnectionClosedOK) as caught:
+            await ws.receive()
+        assert (caught.value.code, caught.value.reason) == end
+        await until(lambda: not server.connections)
+    assert not caplog.records
+
+
+async def test_large_messages_that_come_at_once_keep_to_themselves() -> None:
+    async def handler(ws: Websocket) -> None:
+        async for data in ws.iter_bytes():
+            await ws.send(data)
+
+    async with serving(handler) as (_, url), anyio.create_task_group() as tg:
+
+        async def talk(number: int) -> None:
+            source = random.Random(number)
+            async with open_websocket(url) as ws:
+                # They grow and shrink, so that buffers change hands.
+                for size in (100_000, 3_000_000, 1_000_000, 300_000, 1_500_000):
+                    data = source.randbytes(size + number)
+                    tg.start_soon(ws.send, data)
+                    assert await ws.receive_bytes() == data
+
+        for number in range(8):
+            tg.start_soon(talk, number)
+
+
+async def test_what_another_peer_sent_is_an_error_of_the_handler(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as (_, upstream):
+
+        async def proxy(ws: Websocket) -> None:
+            async with open_websocket(upstream) as other:
+                await other.send("x")
+                await other.receive_bytes()
+
+        async with serving(proxy) as (_, url), open_websocket(url) as ws:
+            await ws.wait_closed()
+            assert ws.close_code == 1011
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+async def test_a_server_that_sends_what_no_client_expects_is_told_so() -> None:
+    ends = []
+
+    async def handler(ws: Websocket) -> None:
+        await ws.send(b"x")
+        await ws.wait_closed()
+        ends.append((ws.close_code, ws.close_reason))
+
+    async with serving(handler) as (server, url):
+        with pytest.raises(UnexpectedMessage) as caught:
+            async with open_websocket(url) as ws:
+                await ws.receive_text()
+        assert caught.value.data == b"x"
+        await until(lambda: not server.connections)
+    assert ends == [NO_TEXT]
 
 
 async def test_the_end_of_another_connection_is_an_error(

@@ -300,6 +300,17 @@ async def test_an_exception_of_the_handler_goes_on_to_the_server() -> None:
     assert isinstance(peer.error, LookupError)
 
 
+async def test_a_message_of_the_wrong_kind_is_the_peers_doing() -> None:
+    async def handler(ws: Websocket) -> None:
+        await ws.receive_bytes()
+
+    async with run(handler) as peer:
+        peer.put(text("a"))
+        assert await peer.take() == closed(1003, "expected a binary message, a text message came")
+        peer.put(disconnect(1003))
+    assert peer.error is None
+
+
 async def test_the_end_in_a_group_is_the_normal_end() -> None:
     async def handler(ws: Websocket) -> None:
         async with anyio.create_task_group() as tasks:
