@@ -57,7 +57,7 @@ _HELP = """\
 A line is sent as a text message, all but these:
   /ping [TEXT]           send a ping, show how long its pong took
   /binary HEX            send a binary message
-  /close [CODE [REASON]] close the connection, with 1000 by default; so does Ctrl-D
+  /close [CODE [REASON]] close, with 1000 by default; so does Ctrl-D
   //TEXT                 send /TEXT"""
 
 

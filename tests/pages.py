@@ -2,7 +2,7 @@
 
 A block that begins with a file's name (``# server.py``) is that file. A ``console`` block is typed:
 each command behind ``$`` runs in the directory of these files, with ``&`` in the background until
-its ``kill %1`` or ``wait %1``, and has to print what stands below it, where ``...`` is anything.
+its ``kill %1; wait %1`` or ``wait %1``, and has to print what stands below it, where ``...`` is anything.
 What a job prints later stands below what makes it do so, such as ``kill -HUP %1``. The ports of the
 pages are replaced by free ones.
 
@@ -171,7 +171,7 @@ class Terminal:
     def type(self, command: str, shown: str) -> None:
         if command.endswith(" &"):
             self._begin(command.removesuffix(" &"), shown)
-        elif job := re.fullmatch(r"kill %(\d)", command):
+        elif job := re.fullmatch(r"kill %(\d); wait %\1", command):
             self._end(int(job[1]), shown)
         elif job := re.fullmatch(r"wait %(\d)", command):
             self._wait(int(job[1]), shown)

@@ -123,7 +123,7 @@ async def test_the_board_in_chromium(anyio_backend: str, reader: Reader) -> None
             places = [[100, 40], [200, 100], [40, 100], [100, 200], [300, 300], [300, 100]]
             await until(browser, [True] * 5 + [False], DRAWN, places)
         # The server is started anew, with an empty board, and the page comes back to it.
-        reader.type("kill %1", "closing 2 connections")
+        reader.type("kill %1; wait %1", "closing 2 connections")
         await until(browser, "connection lost", STATE)
         reader.type("python server.py &", "serving http://127.0.0.1:...")
         await until(browser, "connected", STATE)
@@ -132,4 +132,4 @@ async def test_the_board_in_chromium(anyio_backend: str, reader: Reader) -> None
         await browser.open_tab()
         await browser.visit(f"{kitchen}#Eve")
         await until(browser, "closed with 3000: expected a token that was signed here", STATE)
-    reader.type("kill %1", "closing ... connections")
+    reader.type("kill %1; wait %1", "closing ... connections")
