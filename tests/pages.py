@@ -2,9 +2,9 @@
 
 A block that begins with a file's name (``# server.py``) is that file. A ``console`` block is typed:
 each command behind ``$`` runs in the directory of these files, with ``&`` in the background until
-its ``kill %1; wait %1`` or ``wait %1``, and has to print what stands below it, where ``...`` is anything.
-What a job prints later stands below what makes it do so, such as ``kill -HUP %1``. The ports of the
-pages are replaced by free ones.
+its ``kill %1; wait %1`` or ``wait %1``, and has to print what stands below it, where ``...`` is
+anything. What a job prints later stands below what makes it do so, such as ``kill -HUP %1``. The
+ports of the pages are replaced by free ones.
 
 Python without a file's name is a fragment: it goes on from the one above, as at the prompt of
 ``python -m asyncio``, and may await. What stands behind ``# ->`` is the line's value, or what it
