@@ -20,7 +20,7 @@ from asyncwebsockets import (
     open_websocket_client,
 )
 from asyncwebsockets._shared import Shared, kin_of
-from asyncwebsockets.codec import make_codec
+from asyncwebsockets.codec import IMPLEMENTATION, make_codec
 from asyncwebsockets.deflate import PerMessageDeflate
 
 from .conftest import until
@@ -234,10 +234,8 @@ def agreed(options: Deflate) -> PerMessageDeflate:
     return deflate
 
 
-@pytest.mark.parametrize("implementation", ["native", "pure"])
+@pytest.mark.parametrize("implementation", sorted({"pure", IMPLEMENTATION}))
 def test_a_frame_is_made_once_for_all_whose_frames_are_alike(implementation: Any) -> None:
-    if implementation == "native":
-        pytest.importorskip("asyncwebsockets._native")
     message = Shared("hello " * 100)
     frames = []
     for extensions in ([], [], [agreed(ALONE)], [agreed(ALONE)]):
