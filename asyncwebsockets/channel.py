@@ -974,9 +974,7 @@ class WireChannel(Lane, Channel, Supervised, Sink):
                 await self._drain()
             await self._read_until(lambda: waiter.answered_after is not None or self._ended)
         finally:
-            if waiter in self._pings:
-                self._pings.remove(waiter)
-                _keep(self._given_up, waiter.payload)
+            self._give_up(waiter)
         if waiter.answered_after is None:
             raise self._ending()
         return waiter.answered_after
@@ -988,6 +986,12 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._write_frame(Ping(waiter.payload))
         self._pings.append(waiter)
         return waiter
+
+    def _give_up(self, waiter: _PingWaiter) -> None:
+        """Wait no more for a pong; where it comes late it is no event either."""
+        if waiter in self._pings:
+            self._pings.remove(waiter)
+            _keep(self._given_up, waiter.payload)
 
     def _on_pong(self, event: Pong) -> bool:
         """Match a pong to our pings; whether it answers one.
@@ -1060,12 +1064,11 @@ class WireChannel(Lane, Channel, Supervised, Sink):
             self._fail(1011, f"keepalive: the peer was silent for ping_timeout={timeout:g} s")
             return None
         if now >= self._next_ping:
-            unanswered = self._keepalive_ping
-            if unanswered in self._pings and timeout is None and not self._transport.clogged:
+            ping = self._keepalive_ping
+            if ping is not None and timeout is None and not self._transport.clogged:
                 # Nobody judges the peer by it; what is between the two is to see traffic.
-                self._pings.remove(unanswered)
-                _keep(self._given_up, unanswered.payload)
-            if unanswered not in self._pings:
+                self._give_up(ping)
+            if ping not in self._pings:
                 self._keepalive_ping = self._queue_ping(None)
                 self._flush_soon()
             if self._silent_since is None:

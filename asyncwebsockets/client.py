@@ -49,8 +49,9 @@ def open_websocket(
     Redirects are followed, as ``settings.max_redirects`` says; header fields with credentials
     stay behind where one leads to another origin, and none leads from ``wss`` to ``ws``.
 
-    Leaving the block closes the connection with 1000, after an exception with 1011. On a
-    cancellation Close is sent only if that needs no waiting.
+    Leaving the block closes the connection with 1000, after an exception with 1011, after an
+    :class:`UnexpectedMessage` with its code. On a cancellation Close is sent only if that needs no
+    waiting.
 
     Args:
         url: of scheme ``ws`` or ``wss``. Userinfo in it becomes Basic authentication.

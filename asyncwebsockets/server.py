@@ -100,8 +100,9 @@ def open_websocket_server(
 
     ``async with open_websocket_server(sock) as websocket: ...``
 
-    Leaving the block closes the connection with 1000, after an exception with 1011. On a
-    cancellation Close is sent only if that needs no waiting.
+    Leaving the block closes the connection with 1000, after an exception with 1011, after an
+    :class:`UnexpectedMessage` with its code. On a cancellation Close is sent only if that needs no
+    waiting.
 
     Args:
         sock: an anyio byte stream or a connected socket; the library owns it from here on.
