@@ -157,7 +157,10 @@ def _add_connect(commands: Any, both: argparse.ArgumentParser) -> None:
         "--count", type=_natural, default=0, metavar="N", help="close after N messages have come"
     )
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show the handshake and the end"
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show the handshake, and the end if not interrupted",
     )
     parser.set_defaults(run=connect)
 
@@ -172,7 +175,9 @@ def _add_serve(commands: Any, both: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=["echo", "broadcast", "exec"])
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="for exec")
+    command = parser.add_argument("command", nargs=argparse.REMAINDER, help="for exec")
+    # Else it is named as missing where nothing is said of what to serve.
+    command.required = False
     parser.add_argument("--host", default="127.0.0.1", help="%(default)s by default")
     parser.add_argument(
         "--port", type=_port, default=8765, help="%(default)s by default; 0 for any that is free"

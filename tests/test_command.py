@@ -403,6 +403,7 @@ def test_where_nobody_listens_it_is_status_3(
         (["connect", "ws://localhost/", "--wait=nan"], "expected seconds"),
         (["connect", "ws://localhost/", "--count=-1"], "expected a number"),
         (["connect", "wss://localhost/", "--key-file=k"], "expected --cert-file"),
+        (["serve", "--port=0"], "the following arguments are required: what\n"),
         (["serve", "exec"], "expected a command behind exec"),
         (["serve", "echo", "--port=65536"], "expected a port from 0 to 65535, got '65536'"),
         (["serve", "echo", "broadcast"], "expected only options behind echo, got broadcast"),
