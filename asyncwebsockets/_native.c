@@ -33,9 +33,6 @@ enum { FIN = 0x80, RSV1 = 0x40, RSV2 = 0x20, RSV3 = 0x10, MASKED = 0x80 };
 /* The longest header: 2 bytes, 8 of an extended length, 4 of a mask. */
 #define MAX_HEADER 14
 
-/* The most buffers that are kept for later. */
-#define MAX_SPARES 4
-
 #define MAX_CONTROL_PAYLOAD 125
 
 
@@ -56,10 +53,6 @@ typedef struct {
     OBJECTS(DECLARE)
     NAMES(DECLARE)
 #undef DECLARE
-    /* Large buffers that nobody uses, and the sum of their sizes: to get one anew costs as much as
-       to copy it. */
-    PyObject *spares[MAX_SPARES];
-    Py_ssize_t spare_count, spare_size;
     /* What other modules in C call. */
     CodecInterface interface;
     /* How much of the pool was used, and in which process it was filled. */
@@ -86,6 +79,11 @@ typedef struct {
     uint8_t frame_opcode;
     uint8_t mask[4];
     uint64_t remaining;
+
+    /* What has come of that frame's payload, still masked, if it is received straight into the
+       object that the application gets; else NULL. It has space for more behind `collected`. */
+    PyObject *payload;
+    Py_ssize_t collected;
 
     /* The message under way: TEXT, BINARY, or 0 if there is none. */
     uint8_t opcode;
@@ -144,6 +142,24 @@ copy_masked(uint8_t *restrict to, const uint8_t *restrict from, size_t size,
     return seen;
 }
 
+/* Apply a mask where the bytes are. */
+WIDEST static void
+unmask(uint8_t *data, size_t size, const uint8_t mask[4])
+{
+    uint64_t key;
+    memcpy(&key, mask, 4);
+    memcpy((uint8_t *)&key + 4, mask, 4);
+    size_t i = 0;
+    for (; i + 8 <= size; i += 8) {
+        uint64_t word;
+        memcpy(&word, data + i, 8);
+        word ^= key;
+        memcpy(data + i, &word, 8);
+    }
+    for (; i < size; i++)
+        data[i] ^= mask[i & 3];
+}
+
 static bool
 is_ascii(uint64_t seen)
 {
@@ -196,38 +212,10 @@ input_at(const Codec *self)
     return (const uint8_t *)PyBytes_AS_STRING(self->input) + self->at;
 }
 
-/* A spare buffer is at least so large, and all of them together at most. */
-#define MIN_SPARE (256 * 1024)
-#define MAX_SPARE_SIZE (4 * 1024 * 1024)
-
-/* Return a spare buffer of a size or more, NULL if there is none. */
-static PyObject *
-take_spare(State *state, Py_ssize_t size)
-{
-    for (Py_ssize_t i = 0; i < state->spare_count; i++) {
-        PyObject *spare = state->spares[i];
-        if (PyBytes_GET_SIZE(spare) >= size) {
-            state->spares[i] = state->spares[--state->spare_count];
-            state->spare_size -= PyBytes_GET_SIZE(spare);
-            return spare;
-        }
-    }
-    return NULL;
-}
-
 /* Let go of the input. */
 static void
 drop_input(Codec *self)
 {
-    State *state = self->state;
-    if (self->own && state->spare_count < MAX_SPARES) {
-        Py_ssize_t size = PyBytes_GET_SIZE(self->input);
-        if (size >= MIN_SPARE && size <= MAX_SPARE_SIZE - state->spare_size) {
-            state->spares[state->spare_count++] = self->input;
-            state->spare_size += size;
-            self->input = NULL;
-        }
-    }
     Py_CLEAR(self->input);
     self->at = self->end = 0;
     self->own = false;
@@ -238,9 +226,7 @@ static int
 keep_input(Codec *self, Py_ssize_t space)
 {
     Py_ssize_t left = self->end - self->at;
-    PyObject *kept = left + space >= SLICE ? take_spare(self->state, left + space) : NULL;
-    if (kept == NULL)
-        kept = PyBytes_FromStringAndSize(NULL, left + space);
+    PyObject *kept = PyBytes_FromStringAndSize(NULL, left + space);
     if (kept == NULL)
         return -1;
     memcpy(PyBytes_AS_STRING(kept), input_at(self), left);
@@ -251,16 +237,69 @@ keep_input(Codec *self, Py_ssize_t space)
     return 0;
 }
 
+/* How much larger an object may become at a time: as much as is there, so many times. Pages that
+   nothing was written to cost no memory. Were it a power of two, many a message would be larger by
+   just its header. */
+#define GROWTH 20
+
+/* Make space for more of the payload that is collected. Return how much there is, or -1. */
+static Py_ssize_t
+reserve_payload(Codec *self)
+{
+    Py_ssize_t space = PyBytes_GET_SIZE(self->payload) - self->collected;
+    if (space > 0 || self->remaining == 0)
+        return space;
+    uint64_t most = (uint64_t)self->collected * (GROWTH - 1);
+    space = (Py_ssize_t)(self->remaining < most ? self->remaining : most);
+    /* Not resized, for that would lose what is there if it failed. */
+    PyObject *larger = PyBytes_FromStringAndSize(NULL, self->collected + space);
+    if (larger == NULL)
+        return -1;
+    memcpy(PyBytes_AS_STRING(larger), PyBytes_AS_STRING(self->payload), self->collected);
+    Py_SETREF(self->payload, larger);
+    return space;
+}
+
+static void
+add_collected(Codec *self, Py_ssize_t size)
+{
+    self->collected += size;
+    self->remaining -= (uint64_t)size;
+}
+
+/* Copy to the payload that is collected, if one is, what belongs there. Return how much, or -1. */
+static Py_ssize_t
+collect(Codec *self, const char *data, Py_ssize_t size)
+{
+    Py_ssize_t at = 0;
+    while (self->payload != NULL && self->remaining > 0 && at < size) {
+        Py_ssize_t space = reserve_payload(self);
+        if (space < 0)
+            return -1;
+        if (space > size - at)
+            space = size - at;
+        memcpy(PyBytes_AS_STRING(self->payload) + self->collected, data + at, space);
+        add_collected(self, space);
+        at += space;
+    }
+    return at;
+}
+
 static int
 add_input(Codec *self, PyObject *data)
 {
     Py_ssize_t size = PyBytes_GET_SIZE(data);
     if (size == 0)
         return 0;
+    Py_ssize_t at = collect(self, PyBytes_AS_STRING(data), size);
+    if (at < 0)
+        return -1;
     self->bytes_received += (uint64_t)size;
+    if (at == size)
+        return 0;
     if (self->input == NULL) {
         self->input = Py_NewRef(data);
-        self->at = 0;
+        self->at = at;
         self->end = size;
         self->own = false;
         return 0;
@@ -293,12 +332,10 @@ release_input(Codec *self, bool more_needed)
     return more_needed && self->at > 0 ? keep_input(self, 0) : 0;
 }
 
-/* Move on behind bytes of the frame's payload. */
+/* Go on with the frame behind bytes of its payload. */
 static void
-consume(Codec *self, Py_ssize_t size)
+move_on(Codec *self, Py_ssize_t size)
 {
-    self->at += size;
-    self->remaining -= (uint64_t)size;
     self->in_frame = self->remaining > 0;
     if (size & 3) {
         uint8_t mask[4];
@@ -308,11 +345,42 @@ consume(Codec *self, Py_ssize_t size)
     }
 }
 
+/* Move on in the input behind bytes of the frame's payload. */
+static void
+consume(Codec *self, Py_ssize_t size)
+{
+    self->at += size;
+    self->remaining -= (uint64_t)size;
+    move_on(self, size);
+}
+
+/* Take what was collected of the frame's payload, still masked. */
+static PyObject *
+take_collected(Codec *self)
+{
+    Py_ssize_t size = self->collected;
+    PyObject *data = self->payload;
+    self->payload = NULL;
+    self->collected = 0;
+    if (size < PyBytes_GET_SIZE(data))
+        _PyBytes_Resize(&data, size);
+    move_on(self, size);
+    return data;
+}
+
 /* Take bytes of the frame's payload. */
 static PyObject *
 take_bytes(Codec *self, Py_ssize_t size)
 {
     PyObject *data;
+    if (self->payload != NULL) {
+        uint8_t mask[4];
+        memcpy(mask, self->mask, 4);
+        data = take_collected(self);
+        if (data != NULL && !self->client)
+            unmask((uint8_t *)PyBytes_AS_STRING(data), size, mask);
+        return data;
+    }
     if (self->client && !self->own && size > 0 && size == PyBytes_GET_SIZE(self->input)) {
         /* What was read is payload from end to end, and has no mask: no copy. */
         data = Py_NewRef(self->input);
@@ -727,10 +795,18 @@ begin_payload(Codec *self, const Header *header)
 static int
 data_frame(Codec *self, Found *found)
 {
-    uint64_t there = (uint64_t)(self->end - self->at);
-    Py_ssize_t size = (Py_ssize_t)(there < self->remaining ? there : self->remaining);
-    bool header_alone = size == 0 && self->remaining > 0;
-    bool frame_finished = (uint64_t)size == self->remaining;
+    Py_ssize_t size;
+    bool frame_finished;
+    if (self->payload != NULL) {
+        size = self->collected;
+        frame_finished = self->remaining == 0;
+    }
+    else {
+        uint64_t there = (uint64_t)(self->end - self->at);
+        size = (Py_ssize_t)(there < self->remaining ? there : self->remaining);
+        frame_finished = (uint64_t)size == self->remaining;
+    }
+    bool header_alone = size == 0 && !frame_finished;
     bool message_finished = frame_finished && self->fin;
     if (header_alone && self->begun)
         return 0;
@@ -759,13 +835,23 @@ data_frame(Codec *self, Found *found)
         data = take_bytes(self, size);
     }
     else {
-        PyObject *input = Py_NewRef(self->input);
-        const uint8_t *payload = input_at(self);
+        PyObject *owner;
+        const uint8_t *payload;
         uint8_t mask[4];
         memcpy(mask, self->mask, 4);
-        consume(self, size);
+        if (self->payload != NULL) {
+            owner = take_collected(self);
+            if (owner == NULL)
+                return -1;
+            payload = (const uint8_t *)PyBytes_AS_STRING(owner);
+        }
+        else {
+            owner = Py_NewRef(self->input);
+            payload = input_at(self);
+            consume(self, size);
+        }
         data = decode_text(self, payload, size, self->client ? NULL : mask, message_finished, &size);
-        Py_DECREF(input);
+        Py_DECREF(owner);
         if (data == NULL)
             return broken_utf8(found, "a text message");
     }
@@ -850,25 +936,69 @@ fill_run(Codec *self, PyObject *run, Py_ssize_t room)
     return release_input(self, more_needed) < 0 ? -1 : total;
 }
 
+/* Read the header of a frame with which a message might come whole. Its size is 0 if there is
+   none. Return -1 with a Python exception for what is no error of the peer's. */
+static int
+read_first_header(Codec *self, Header *header)
+{
+    header->size = 0;
+    if (self->input == NULL || self->next != NULL || self->inflating || self->in_frame
+        || self->opcode != 0)
+        return 0;
+    Found found = {NULL, ALONE};
+    if (read_header(self, header, &found) < 0)
+        return -1;
+    Py_XDECREF(found.event);
+    if (header->size > 0 && (!header->fin || (header->opcode != TEXT && header->opcode != BINARY)))
+        header->size = 0;
+    return 0;
+}
+
+/* A payload is received like anything else until so much of it is there. */
+#define MIN_COLLECTED (16 * 1024)
+
+/* From here on, put the payload of a frame where the application gets it, if it is a large one. */
+static int
+begin_collecting(Codec *self, const Header *header)
+{
+    Py_ssize_t there = self->end - self->at - header->size;
+    if (there < MIN_COLLECTED)
+        return 0;
+    uint64_t most = (uint64_t)there * GROWTH;
+    uint64_t size = header->length < most ? header->length : most;
+    PyObject *payload = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (payload == NULL)
+        return -1;
+    begin_payload(self, header);
+    memcpy(PyBytes_AS_STRING(payload), input_at(self), there);
+    self->payload = payload;
+    add_collected(self, there);
+    drop_input(self);
+    return 0;
+}
+
 /* The next event if it is a message that comes whole, NULL if it is anything else, which is left
-   for `fill_run`. Return -1 with a Python exception for what is no error of the peer's. */
+   for `fill_run`, or if not all of it has come. Return -1 with a Python exception for what is no
+   error of the peer's. */
 static int
 whole_message(Codec *self, uint64_t limit, PyObject **event)
 {
     *event = NULL;
-    if (self->input == NULL || self->next != NULL || self->inflating || self->in_frame
-        || self->opcode != 0)
-        return 0;
-    Header header;
+    if (self->payload != NULL) {
+        if (self->remaining > 0 || (uint64_t)self->collected > limit)
+            return 0;
+    }
+    else {
+        Header header;
+        if (read_first_header(self, &header) < 0)
+            return -1;
+        if (header.size == 0 || header.length > limit)
+            return 0;
+        if ((uint64_t)(self->end - self->at - header.size) < header.length)
+            return header.rsv1 ? 0 : begin_collecting(self, &header);
+        begin_payload(self, &header);
+    }
     Found found = {NULL, ALONE};
-    if (read_header(self, &header, &found) < 0)
-        return -1;
-    Py_CLEAR(found.event);
-    if (header.size == 0 || !header.fin || header.length > limit
-        || (header.opcode != TEXT && header.opcode != BINARY)
-        || (uint64_t)(self->end - self->at - header.size) < header.length)
-        return 0;
-    begin_payload(self, &header);
     if (data_frame(self, &found) < 0)
         return -1;
     /* More may come of a compressed message. */
@@ -886,55 +1016,17 @@ whole_message(Codec *self, uint64_t limit, PyObject **event)
 }
 
 /* Whether a message in one frame is under way that `whole_message` will return once all of it has
-   come, and then how long the frame is; or -1. */
+   come, or -1. */
 static int
-is_collecting(Codec *self, uint64_t limit, uint64_t *frame)
+is_collecting(Codec *self, uint64_t limit)
 {
-    if (self->input == NULL || self->next != NULL || self->inflating || self->in_frame
-        || self->opcode != 0)
-        return 0;
+    if (self->payload != NULL)
+        return self->remaining > 0 && (uint64_t)self->collected + self->remaining <= limit;
     Header header;
-    Found found = {NULL, ALONE};
-    if (read_header(self, &header, &found) < 0)
+    if (read_first_header(self, &header) < 0)
         return -1;
-    Py_XDECREF(found.event);
-    *frame = (uint64_t)header.size + header.length;
-    return header.size > 0 && header.fin && !header.rsv1 && header.length <= limit
-           && (header.opcode == TEXT || header.opcode == BINARY)
-           && (uint64_t)(self->end - self->at) < *frame;
-}
-
-/* How much larger a buffer may become at a time: as much as is there, so many times. */
-#define GROWTH 4
-
-/* The most that is received at a time. */
-#define MAX_RECEIVED (256 * 1024)
-
-/* Make space for more of the message that is being collected. Return how much, or -1. */
-static Py_ssize_t
-reserve_input(Codec *self, uint64_t limit, char **buffer)
-{
-    uint64_t frame;
-    int collecting = is_collecting(self, limit, &frame);
-    if (collecting <= 0)
-        return collecting;
-    Py_ssize_t there = self->end - self->at;
-    uint64_t most = (uint64_t)there > PY_SSIZE_T_MAX / GROWTH ? PY_SSIZE_T_MAX
-                                                              : (uint64_t)there * GROWTH;
-    Py_ssize_t wanted = (Py_ssize_t)(frame < most ? frame : most);
-    if (!self->own || self->at > 0) {
-        if (keep_input(self, wanted - there) < 0)
-            return -1;
-    }
-    else if (PyBytes_GET_SIZE(self->input) == self->end) {
-        if (_PyBytes_Resize(&self->input, wanted) < 0) {
-            self->at = self->end = 0;
-            return -1;
-        }
-    }
-    *buffer = PyBytes_AS_STRING(self->input) + self->end;
-    Py_ssize_t space = PyBytes_GET_SIZE(self->input) - self->end;
-    return space < MAX_RECEIVED ? space : MAX_RECEIVED;
+    return header.size > 0 && !header.rsv1 && header.length <= limit
+           && (uint64_t)(self->end - self->at - header.size) < header.length;
 }
 
 /* Whether there is more to decode, or -1. A message of which not all has come is better taken
@@ -944,6 +1036,8 @@ is_pending(Codec *self, uint64_t limit)
 {
     if (self->next != NULL || self->inflating)
         return 1;
+    if (self->payload != NULL)
+        return !is_collecting(self, limit);
     if (self->input == NULL)
         return 0;
     if (self->in_frame || self->opcode != 0)
@@ -1213,18 +1307,17 @@ codec_pending(Codec *self, PyObject *number)
 static PyObject *
 codec_collecting(Codec *self, PyObject *number)
 {
-    uint64_t frame;
     Py_ssize_t limit = PyNumber_AsSsize_t(number, NULL);
     if (limit == -1 && PyErr_Occurred())
         return NULL;
-    int result = is_collecting(self, limit < 0 ? 0 : (uint64_t)limit, &frame);
+    int result = is_collecting(self, limit < 0 ? 0 : (uint64_t)limit);
     return result < 0 ? NULL : PyBool_FromLong(result);
 }
 
 static PyObject *
 codec_announced(Codec *self, void *Py_UNUSED(closure))
 {
-    bool known = self->in_frame && !self->compressed;
+    bool known = self->in_frame && self->payload == NULL && !self->compressed;
     return PyLong_FromUnsignedLongLong(known ? self->remaining : 0);
 }
 
@@ -1332,6 +1425,7 @@ codec_dealloc(Codec *self)
     PyObject_GC_UnTrack(self);
     codec_clear(self);
     Py_XDECREF(self->input);
+    Py_XDECREF(self->payload);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -1465,21 +1559,30 @@ encode_header(PyObject *codec, PyObject *data)
 static int
 collecting(PyObject *codec, uint64_t limit)
 {
-    uint64_t frame;
-    return is_collecting((Codec *)codec, limit, &frame);
+    return is_collecting((Codec *)codec, limit);
 }
+
+/* The most that is received at a time. */
+#define MAX_RECEIVED (256 * 1024)
 
 static Py_ssize_t
 reserve(PyObject *codec, uint64_t limit, char **buffer)
 {
-    return reserve_input((Codec *)codec, limit, buffer);
+    Codec *self = (Codec *)codec;
+    if (self->payload == NULL || !is_collecting(self, limit))
+        return 0;
+    Py_ssize_t space = reserve_payload(self);
+    if (space < 0)
+        return -1;
+    *buffer = PyBytes_AS_STRING(self->payload) + self->collected;
+    return space < MAX_RECEIVED ? space : MAX_RECEIVED;
 }
 
 static void
 received(PyObject *codec, Py_ssize_t size)
 {
     Codec *self = (Codec *)codec;
-    self->end += size;
+    add_collected(self, size);
     self->bytes_received += (uint64_t)size;
 }
 
@@ -1518,10 +1621,25 @@ import_from(const char *module_name, ...)
     return result;
 }
 
+/* glibc gives what was freed at the end of the heap back to the kernel once it is twice as much as
+   the largest block that it ever mapped and unmapped. Two messages of a MiB are, and to have their
+   pages anew costs more than all else about them. It never gives back less than twice this size,
+   once a block of it came and went. */
+#define USUAL_BLOCK (4 * 1024 * 1024)
+
+static void
+accustom_allocator(void)
+{
+#ifdef __GLIBC__
+    PyMem_RawFree(PyMem_RawMalloc(USUAL_BLOCK));
+#endif
+}
+
 static int
 module_exec(PyObject *module)
 {
     State *state = PyModule_GetState(module);
+    accustom_allocator();
 #define IMPORT(name) #name, &state->name
     if (import_from("asyncwebsockets.events", IMPORT(Message), IMPORT(TextMessage),
                     IMPORT(BytesMessage), IMPORT(Ping), IMPORT(Pong), IMPORT(CloseConnection),
@@ -1569,8 +1687,6 @@ static int
 module_clear(PyObject *module)
 {
     State *state = PyModule_GetState(module);
-    while (state->spare_count > 0)
-        Py_DECREF(state->spares[--state->spare_count]);
 #define CLEAR(name) Py_CLEAR(state->name);
     OBJECTS(CLEAR)
     NAMES(CLEAR)

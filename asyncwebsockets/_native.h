@@ -30,8 +30,8 @@ typedef struct {
     PyObject *(*encode_header)(PyObject *codec, PyObject *data);
     /* collecting(limit): 0, 1, or -1 with an exception. */
     int (*collecting)(PyObject *codec, uint64_t limit);
-    /* While it collects: where to write what is received, and how much fits there; 0 without an
-       exception if it is not collecting, or -1. Behind that, `received` says how much it was. */
+    /* While it collects a large message: where to write what is received, and how much fits there;
+       0 without an exception if it does not, or -1. Behind that, `received` says how much it was. */
     Py_ssize_t (*reserve)(PyObject *codec, uint64_t limit, char **buffer);
     void (*received)(PyObject *codec, Py_ssize_t size);
 } CodecInterface;

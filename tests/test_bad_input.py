@@ -23,7 +23,7 @@ from asyncwebsockets import (
     open_websocket_client,
     open_websocket_server,
 )
-from asyncwebsockets.events import Ping, TextMessage
+from asyncwebsockets.events import Message, Ping, TextMessage
 
 from .conftest import cut, until
 from .frames import KEY, REQUEST, accept_for, close_payload, frame, parse_frame, response_for
@@ -320,6 +320,35 @@ async def test_tiny_fragments_take_little_more_than_their_size(pairs: Pairs) -> 
             tracemalloc.stop()
         await raw.send(frame(0, b"!", masked=True))
         assert await ws.receive_bytes() == b"x" * count + b"!"
+
+
+@pytest.mark.parametrize("opcode", [1, 2])
+@pytest.mark.parametrize("by_piece", [False, True])
+async def test_who_stops_waiting_in_a_large_message_loses_nothing_of_it(
+    pairs: Pairs, opcode: int, by_piece: bool
+) -> None:
+    text = "é€𝄞" * 100_000
+    data = frame(opcode, text.encode(), masked=True) + frame(2, b"behind", masked=True)
+    async with raw_client(pairs) as (raw, ws), anyio.create_task_group() as tg:
+        first, second, rest = data[:200_000], data[200_000:500_001], data[500_001:]
+        for part in (first, second):
+            async with anyio.create_task_group() as waiting:
+                waiting.start_soon(ws.receive)
+                await anyio.wait_all_tasks_blocked()
+                await raw.send(part)
+                await anyio.wait_all_tasks_blocked()
+                waiting.cancel_scope.cancel()
+        tg.start_soon(raw.send, rest)
+        if by_piece:
+            async with ws.receive_stream() as pieces:
+                parts = [piece async for piece in pieces]
+            got = "".join(parts) if opcode == 1 else b"".join(parts).decode()  # type: ignore[arg-type]
+        else:
+            event = await ws.receive()
+            assert isinstance(event, Message)
+            got = event.data if opcode == 1 else event.data.decode()
+        assert got == text
+        assert await ws.receive_bytes() == b"behind"
 
 
 async def test_the_pong_of_a_ping_that_was_given_up_is_no_event(pairs: Pairs) -> None:

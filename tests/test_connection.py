@@ -56,6 +56,7 @@ COMPRESSIONS = [
 ]
 
 MESSAGES: list[Any] = ["", "text", "é€𝄞" * 100, b"", b"\x00\xff", b"x" * 70_000, "y" * 200_000]
+MESSAGES += ["é€𝄞" * 40_000, bytes(range(256)) * 2000]
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)

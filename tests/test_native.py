@@ -82,7 +82,9 @@ def test_each_broken_rule_is_told_in_the_same_words(data: bytes, code: int, by_b
     assert trace[-1][0] == code
 
 
-@pytest.mark.parametrize("size", [0, 1, 3, 4, 7, 8, 31, 32, 33, 125, 126, 65_535, 65_536, 200_001])
+@pytest.mark.parametrize(
+    "size", [0, 1, 3, 4, 7, 8, 31, 32, 33, 125, 126, 65_535, 65_536, 200_001, 600_002]
+)
 @pytest.mark.parametrize("opcode", [1, 2])
 def test_sizes_at_the_edges(size: int, opcode: int) -> None:
     payload = bytes(b"a%c" % (65 + size % 26) * size)[:size]
