@@ -118,14 +118,18 @@ class PureLane:
             return False
         if self._transport.clogged or self._pace.due(len(data)):
             return False
+        self._write_message(data)
+        clogged: bool = self._transport.clogged
+        return self._drain() if clogged else None
+
+    def _write_message(self, data: str | bytes) -> None:
+        """Write a message, or what ends one in fragments, behind all that is held back."""
         frame = self._codec.encode_message(data, True)
         if self._undecoded:
             # What answers the messages of one read goes out together.
             self._transport.write_behind(frame)
         else:
             self._transport.write(frame)
-        clogged: bool = self._transport.clogged
-        return self._drain() if clogged else None
 
     # The rest of the channel.
 

@@ -1234,6 +1234,32 @@ pipe_write_behind(Pipe *self, PyObject *data)
     Py_RETURN_NONE;
 }
 
+/* Write a frame that is too large to be joined with others, and comes as its header and its
+   payload. */
+static PyObject *
+pipe_write_frame(Pipe *self, PyObject *header, PyObject *payload)
+{
+    if (self->failure != Py_None)
+        Py_RETURN_NONE;
+    if (spill(self) < 0)
+        return NULL;
+    Py_ssize_t before = PyList_GET_SIZE(self->backlog);
+    if (PyList_Append(self->backlog, header) < 0)
+        return NULL;
+    if (PyList_Append(self->backlog, payload) < 0) {
+        /* Half a frame must not go out. */
+        PyObject *error = raised();
+        PyList_SetSlice(self->backlog, before, before + 1, NULL);
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+        return NULL;
+    }
+    self->written += PyBytes_GET_SIZE(header) + PyBytes_GET_SIZE(payload);
+    if (self->blocked)
+        Py_RETURN_NONE;
+    return PyObject_CallMethodNoArgs((PyObject *)self, self->module->flush);
+}
+
 static PyObject *
 pipe_write(Pipe *self, PyObject *data)
 {
@@ -1731,19 +1757,17 @@ is_clogged(Lane *self, PyObject *transport)
 static PyObject *
 write_large(Lane *self, PyObject *data)
 {
+    Pipe *pipe = (Pipe *)self->transport;
     if (!PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) < MAX_JOINED || !has_native_codec(self)
-        || !IS_A(self->module, self->transport, Pipe)
-        || !((Pipe *)self->transport)->joins)
+        || !IS_A(self->module, (PyObject *)pipe, Pipe) || !pipe_is_set_up(pipe))
         return NULL;
     PyObject *header = self->module->codec->encode_header(self->codec, data);
     if (header == NULL)
         return NULL;
-    Pipe *pipe = (Pipe *)Py_NewRef(self->transport);
-    PyObject *none = pipe_write_behind(pipe, header);
-    Py_DECREF(header);
-    if (none != NULL)
-        Py_SETREF(none, pipe_write_behind(pipe, data));
+    Py_INCREF(pipe);
+    PyObject *none = pipe_write_frame(pipe, header, data);
     Py_DECREF(pipe);
+    Py_DECREF(header);
     return none;
 }
 
@@ -1780,6 +1804,26 @@ write_frame(Lane *self, PyObject *transport, PyObject *frame)
 }
 
 static PyObject *
+lane_write_message(Lane *self, PyObject *data)
+{
+    if (!is_set_up(self))
+        return NULL;
+    PyObject *none = write_joined(self, data);
+    if (none == NULL && !PyErr_Occurred())
+        none = write_large(self, data);
+    if (none != NULL || PyErr_Occurred())
+        return none;
+    PyObject *frame = codec_encode_message(self, data);
+    if (frame == NULL)
+        return NULL;
+    PyObject *transport = Py_NewRef(self->transport);
+    none = write_frame(self, transport, frame);
+    Py_DECREF(transport);
+    Py_DECREF(frame);
+    return none;
+}
+
+static PyObject *
 lane_begin_send(Lane *self, PyObject *data)
 {
     State *module = self->module;
@@ -1800,14 +1844,7 @@ lane_begin_send(Lane *self, PyObject *data)
     if (hindered != 0)
         return hindered < 0 ? NULL : Py_NewRef(Py_False);
     PyObject *transport = Py_NewRef(self->transport);
-    PyObject *none = write_joined(self, data);
-    if (none == NULL && !PyErr_Occurred())
-        none = write_large(self, data);
-    if (none == NULL && !PyErr_Occurred()) {
-        PyObject *frame = codec_encode_message(self, data);
-        none = frame == NULL ? NULL : write_frame(self, transport, frame);
-        Py_XDECREF(frame);
-    }
+    PyObject *none = lane_write_message(self, data);
     int clogged = none == NULL ? -1 : is_clogged(self, transport);
     Py_DECREF(transport);
     Py_XDECREF(none);
@@ -1865,6 +1902,9 @@ static PyMethodDef lane_methods[] = {
     {"begin_send", (PyCFunction)lane_begin_send, METH_O,
      PyDoc_STR("begin_send($self, data, /)\n--\n\n"
                "Send a message if that needs no waiting; return what to await for the rest.")},
+    {"_write_message", (PyCFunction)lane_write_message, METH_O,
+     PyDoc_STR("_write_message($self, data, /)\n--\n\n"
+               "Write a message, or what ends one in fragments.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -859,7 +859,11 @@ class WireChannel(Lane, Channel, Supervised, Sink):
             await self._drain()
         if self._state is not _OPEN:
             raise self._unsendable()
-        self._write(self._codec.encode_message(data, final))
+        self._write_late()
+        if final:
+            self._write_message(data)
+        else:
+            self._transport.write(self._codec.encode_message(data, False))
         if self._transport.clogged:
             await self._drain()
 
@@ -867,12 +871,13 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._write(self._codec.encode(event))
 
     def _write(self, data: bytes) -> None:
-        if self._late:
-            # Before anything else: a Close is the last frame that may be sent.
-            self._write_late()
+        self._write_late()
         self._transport.write(data)
 
     def _write_late(self) -> None:
+        """Write what was held back. Before anything else: a Close is the last frame."""
+        if not self._late:
+            return
         late, self._late = self._late, []
         self._late_size = 0
         for entry, _ in late:
