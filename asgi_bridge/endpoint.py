@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 from anyio import TypedAttributeLookupError
@@ -53,6 +53,9 @@ __all__ = ["AsgiChannel", "WebsocketApp"]
 
 logger: logging.Logger = logging.getLogger("asyncwebsockets")
 
+# What needs no conversion.
+_PLAIN = (str, bytes)
+
 # What a message costs of the read-ahead at least.
 _MESSAGE_COST = 128
 
@@ -89,11 +92,13 @@ class AsgiChannel(Channel):
         self._queue: deque[tuple[Event, int]] = deque()
         self._queued = 0
         self._reading = False
-        self._turn = anyio.Event()
+        # There only while a task waits for it.
+        self._turn: anyio.Event | None = None
         self._ended = False
         self._finishing = False
         self._finished = anyio.Event()
-        self._sending = anyio.Lock()
+        # It need not give way to others: what sends has done so as often as is due.
+        self._sending = anyio.Lock(fast_acquire=True)
         # The pieces of a message that is sent in several.
         self._pieces: list[Any] = []
         self._pieces_size = 0
@@ -106,7 +111,8 @@ class AsgiChannel(Channel):
 
     async def receive(self) -> Event:
         """Return the next message."""
-        await self._pace.step(self._queue[0][1] if self._queue else 0)
+        if self._pace.due(self._queue[0][1] if self._queue else 0):
+            await self._pace.give_way()
         await self._read_until(self._receivable)
         if not self._queue:
             raise self._ending()
@@ -129,6 +135,7 @@ class AsgiChannel(Channel):
         """Wait for something that reading brings; read, unless another task does."""
         while not ready():
             if self._reading or self._full:
+                self._turn = self._turn or anyio.Event()
                 await self._turn.wait()
                 continue
             self._reading = True
@@ -153,14 +160,23 @@ class AsgiChannel(Channel):
             self._queued += max(size, _MESSAGE_COST)
 
     def _announce_turn(self) -> None:
-        turn, self._turn = self._turn, anyio.Event()
-        turn.set()
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.set()
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended."""
         await self._read_until(lambda: self._ended)
 
     # Sending
+
+    def begin_send(self, data: Any) -> Awaitable[None] | Literal[False] | None:
+        """Return what sends a message, if nothing is in its way but the server."""
+        if type(data) not in _PLAIN or self._state is not ConnectionState.OPEN or self._pieces:
+            return False
+        # Text that is none is found out here.
+        size = size_of(data)
+        return False if self._pace.due(size) else self._send_whole(data, size)
 
     async def send(self, data: str | bytes, final: bool) -> None:
         """Send a message; pieces of one are joined and sent with the last."""
@@ -177,9 +193,7 @@ class AsgiChannel(Channel):
             data = data[:0].join(self._pieces)
             self._drop_pieces()
             size = size_of(data)
-        await self._deliver(send_message(data))
-        self._messages_sent += 1
-        self._bytes_sent += size
+        await self._send_whole(data, size)
 
     def _check_joined(self, size: int) -> None:
         limit = self.settings.max_message_size
@@ -189,12 +203,12 @@ class AsgiChannel(Channel):
                 f"{limit} bytes, as an ASGI server sends it whole, got {size}"
             )
 
-    async def _deliver(self, message: AsgiMessage) -> None:
+    async def _send_whole(self, data: str | bytes, size: int) -> None:
         async with self._sending:
             if self._state is not ConnectionState.OPEN:
                 raise self._unsendable()
             try:
-                await self._send_message(message)
+                await self._send_message(send_message(data))
             except (OSError, RuntimeError) as exc:
                 # The specification has OSError; some raise RuntimeError for the same. What the peer
                 # has sent before, and how it has ended, the server has still to say.
@@ -203,6 +217,8 @@ class AsgiChannel(Channel):
                     self._drop_pieces()
                     self.on_end()
                 raise self._unsendable() from exc
+        self._messages_sent += 1
+        self._bytes_sent += size
 
     def _unsendable(self) -> ConnectionClosed:
         if self._state is ConnectionState.REMOTE_CLOSING:
