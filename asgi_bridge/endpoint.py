@@ -113,9 +113,10 @@ class AsgiChannel(Channel):
         """Return the next message."""
         if self._pace.due(self._queue[0][1] if self._queue else 0):
             await self._pace.give_way()
-        await self._read_until(self._receivable)
-        if not self._queue:
-            raise self._ending()
+        while not self._queue:
+            if self._ended or self._closed_locally:
+                raise self._ending()
+            await self._read()
         event, size = self._queue.popleft()
         full = self._full
         self._queued -= max(size, _MESSAGE_COST)
@@ -123,27 +124,23 @@ class AsgiChannel(Channel):
             self._announce_turn()
         return event
 
-    def _receivable(self) -> bool:
-        return bool(self._queue) or self._ended or self._closed_locally
-
     @property
     def _full(self) -> bool:
         limit = self.settings.max_read_ahead
         return limit is not None and self._queued >= limit and not self._closed_locally
 
-    async def _read_until(self, ready: Callable[[], bool]) -> None:
-        """Wait for something that reading brings; read, unless another task does."""
-        while not ready():
-            if self._reading or self._full:
-                self._turn = self._turn or anyio.Event()
-                await self._turn.wait()
-                continue
-            self._reading = True
-            try:
-                self.take(await self._receive_message())
-            finally:
-                self._reading = False
-                self._announce_turn()
+    async def _read(self) -> None:
+        """Read a message, or wait until another task has, or there is room for one."""
+        if self._reading or self._full:
+            self._turn = self._turn or anyio.Event()
+            await self._turn.wait()
+            return
+        self._reading = True
+        try:
+            self.take(await self._receive_message())
+        finally:
+            self._reading = False
+            self._announce_turn()
 
     def take(self, message: AsgiMessage) -> None:
         """Handle a message from the server."""
@@ -166,7 +163,8 @@ class AsgiChannel(Channel):
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended."""
-        await self._read_until(lambda: self._ended)
+        while not self._ended:
+            await self._read()
 
     # Sending
 
@@ -265,7 +263,7 @@ class AsgiChannel(Channel):
             with anyio.move_on_after(self.settings.close_timeout):
                 if opened:
                     await self._send_close(code, reason)
-                await self._read_until(lambda: self._ended)
+                await self.wait_closed()
             self._lost("the server did not say within close_timeout how the connection ended")
         finally:
             self._lost("aborted by this side")
