@@ -62,8 +62,11 @@ $(NODE_PEER)/node_modules/.installed: $(NODE_PEER)/package.json
 			--no-package-lock --ignore-scripts >/dev/null && touch $@; \
 	fi || echo "npm has not installed what some tests need; its reason is above."
 
+# Two a core, for most tests wait most of their time.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))')
+
 test: $(VENV)/.tools $(NODE_PEER)/node_modules/.installed ## run the tests (PYTEST_ARGS="-k name") and report branch coverage
-	$(BIN)/pytest -n auto --dist worksteal --cov -r fEs $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov -r fEs $(PYTEST_ARGS)
 
 pure: $(VENV)/.tools ## run the connections' tests without anything in C
 	ASYNCWEBSOCKETS_CODEC=pure $(BIN)/pytest -q -n auto --dist worksteal \

@@ -52,7 +52,8 @@ def readme_blocks() -> dict[str, str]:
 @contextmanager
 def running(arguments: list[str], port: int) -> Iterator[None]:
     """Run a server for the block, which begins once it listens."""
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
+    # A session of its own, so that hypercorn's worker ends with it.
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, start_new_session=True)
     try:
         while True:
             assert process.poll() is None, "the server ended by itself"
@@ -63,7 +64,7 @@ def running(arguments: list[str], port: int) -> Iterator[None]:
                 time.sleep(0.05)
         yield
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
