@@ -98,13 +98,17 @@ class PureLane:
         if not data or receiver is None or not receiver.waiting or self._undecoded:
             self._read(data)
             return
-        self._codec.receive_data(data)
-        event = self._codec.next_message(self._limit)
-        if event is None:
-            if not (self._whole and self._codec.collecting(self._limit)):
-                self._read(None)
+        try:
+            self._codec.receive_data(data)
+            event = self._codec.next_message(self._limit)
+            if event is None:
+                if not (self._whole and self._codec.collecting(self._limit)):
+                    self._read(None)
+                return
+            self._undecoded = self._codec.pending(self._limit)
+        except Exception as exc:
+            self._reading_broke(exc)
             return
-        self._undecoded = self._codec.pending(self._limit)
         receiver.resume(event)
         if self._undecoded:
             self._decode_soon()
@@ -137,6 +141,9 @@ class PureLane:
         raise NotImplementedError
 
     def _read(self, data: bytes | None) -> None:
+        raise NotImplementedError
+
+    def _reading_broke(self, error: Exception) -> None:
         raise NotImplementedError
 
     def _decode_soon(self) -> None:

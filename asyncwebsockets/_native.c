@@ -237,27 +237,45 @@ keep_input(Codec *self, Py_ssize_t space)
     return 0;
 }
 
-/* How much larger an object may become at a time: as much as is there, so many times. Pages that
-   nothing was written to cost no memory. Were it a power of two, many a message would be larger by
-   just its header. */
+/* How much larger an object may become at a time: as much as is there, so many times. What nothing
+   was written to hardly costs memory. Were it a power of two, many a message would be larger by just
+   its header. */
 #define GROWTH 20
 
-/* Make space for more of the payload that is collected. Return how much there is, or -1. */
+/* Return what is collected in an object that has space for so many more bytes, and for so many times
+   as many as are there, as far as they remain. */
+static PyObject *
+enlarge_payload(Codec *self, Py_ssize_t needed, int times)
+{
+    uint64_t space = (uint64_t)self->collected * (uint64_t)times;
+    if (space < (uint64_t)needed)
+        space = (uint64_t)needed;
+    if (space > self->remaining)
+        space = self->remaining;
+    PyObject *larger = PyBytes_FromStringAndSize(NULL, self->collected + (Py_ssize_t)space);
+    if (larger != NULL)
+        memcpy(PyBytes_AS_STRING(larger), PyBytes_AS_STRING(self->payload), self->collected);
+    return larger;
+}
+
+/* Make space for so many more bytes of the payload that is collected, of those that remain. Return
+   how much there is, or -1: then nothing has changed. */
 static Py_ssize_t
-reserve_payload(Codec *self)
+reserve_payload(Codec *self, Py_ssize_t needed)
 {
     Py_ssize_t space = PyBytes_GET_SIZE(self->payload) - self->collected;
-    if (space > 0 || self->remaining == 0)
+    if (space >= needed)
         return space;
-    uint64_t most = (uint64_t)self->collected * (GROWTH - 1);
-    space = (Py_ssize_t)(self->remaining < most ? self->remaining : most);
-    /* Not resized, for that would lose what is there if it failed. */
-    PyObject *larger = PyBytes_FromStringAndSize(NULL, self->collected + space);
+    PyObject *larger = enlarge_payload(self, needed, GROWTH - 1);
+    if (larger == NULL) {
+        /* Where so much cannot be had, less may be. */
+        PyErr_Clear();
+        larger = enlarge_payload(self, needed, 1);
+    }
     if (larger == NULL)
         return -1;
-    memcpy(PyBytes_AS_STRING(larger), PyBytes_AS_STRING(self->payload), self->collected);
     Py_SETREF(self->payload, larger);
-    return space;
+    return PyBytes_GET_SIZE(larger) - self->collected;
 }
 
 static void
@@ -271,18 +289,15 @@ add_collected(Codec *self, Py_ssize_t size)
 static Py_ssize_t
 collect(Codec *self, const char *data, Py_ssize_t size)
 {
-    Py_ssize_t at = 0;
-    while (self->payload != NULL && self->remaining > 0 && at < size) {
-        Py_ssize_t space = reserve_payload(self);
-        if (space < 0)
-            return -1;
-        if (space > size - at)
-            space = size - at;
-        memcpy(PyBytes_AS_STRING(self->payload) + self->collected, data + at, space);
-        add_collected(self, space);
-        at += space;
-    }
-    return at;
+    if (self->payload == NULL || self->remaining == 0)
+        return 0;
+    if ((uint64_t)size > self->remaining)
+        size = (Py_ssize_t)self->remaining;
+    if (reserve_payload(self, size) < 0)
+        return -1;
+    memcpy(PyBytes_AS_STRING(self->payload) + self->collected, data, size);
+    add_collected(self, size);
+    return size;
 }
 
 static int
@@ -1551,9 +1566,12 @@ encode_header(PyObject *codec, PyObject *data)
         return NULL;
     uint8_t header[MAX_HEADER];
     int length = write_header(header, FIN | BINARY, PyBytes_GET_SIZE(data));
+    PyObject *begin = PyBytes_FromStringAndSize((const char *)header, length);
+    if (begin == NULL)
+        return NULL;
     self->bytes_sent += (uint64_t)length + (uint64_t)PyBytes_GET_SIZE(data);
     self->messages_sent++;
-    return PyBytes_FromStringAndSize((const char *)header, length);
+    return begin;
 }
 
 static int
@@ -1571,7 +1589,7 @@ reserve(PyObject *codec, uint64_t limit, char **buffer)
     Codec *self = (Codec *)codec;
     if (self->payload == NULL || !is_collecting(self, limit))
         return 0;
-    Py_ssize_t space = reserve_payload(self);
+    Py_ssize_t space = reserve_payload(self, 1);
     if (space < 0)
         return -1;
     *buffer = PyBytes_AS_STRING(self->payload) + self->collected;

@@ -32,7 +32,7 @@
     X(pending) X(collecting) X(next_message) X(receive_data) X(encode_message) X(write) X(clogged) \
     X(write_behind) X(_take_queued) X(_read) X(_decode_soon) X(_drain) \
     X(send) X(recv) X(data_received) X(flush) X(_flush_later) X(_keep_unsent) \
-    X(_receive_failed) X(_receive_otherwise) X(_end_turn) \
+    X(_reading_broke) X(_receive_failed) X(_receive_otherwise) X(_end_turn) \
     X(begin_receive) X(_receive_next) X(throw) X(close) X(cancel) X(uncancel) \
     X(args)
 
@@ -1046,6 +1046,7 @@ typedef struct {
 
 static bool lane_is_waited_for(Lane *self);
 static PyObject *lane_go_on(Lane *self);
+static PyObject *lane_broke(Lane *self);
 
 static PyObject *lane_data_received(Lane *self, PyObject *data);
 
@@ -1134,8 +1135,13 @@ receive_into_codec(Pipe *self, Lane *sink)
         return 0;
     const CodecInterface *codec = self->module->codec;
     Py_ssize_t space = codec->reserve(sink->codec, (uint64_t)sink->limit, &buffer);
-    if (space <= 0)
-        return space;
+    if (space < 0) {
+        PyObject *none = lane_broke(sink);
+        Py_XDECREF(none);
+        return none == NULL ? -1 : 0;
+    }
+    if (space == 0)
+        return 0;
     Py_ssize_t size = recv(self->descriptor, buffer, (size_t)space, 0);
     /* An end, or an error, comes again. */
     if (size <= 0)
@@ -1695,6 +1701,19 @@ read_otherwise(Lane *self, PyObject *data)
     return PyObject_CallMethodOneArg((PyObject *)self, self->module->_read, data);
 }
 
+/* End the connection for what was raised while it read, which nobody awaits. */
+static PyObject *
+lane_broke(Lane *self)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return NULL;
+    PyObject *error = raised();
+    PyObject *none =
+        PyObject_CallMethodOneArg((PyObject *)self, self->module->_reading_broke, error);
+    Py_DECREF(error);
+    return none;
+}
+
 static PyObject *
 lane_data_received(Lane *self, PyObject *data)
 {
@@ -1703,7 +1722,7 @@ lane_data_received(Lane *self, PyObject *data)
     self->heard = 1;
     if (!PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0 || !lane_is_waited_for(self))
         return read_otherwise(self, data);
-    return codec_receive(self, data) < 0 ? NULL : lane_go_on(self);
+    return codec_receive(self, data) < 0 ? lane_broke(self) : lane_go_on(self);
 }
 
 /* Whether a task waits for the next message, and none is there. */
@@ -1725,11 +1744,11 @@ lane_go_on(Lane *self)
         return NULL;
     self->heard = 1;
     if (next_message(self, &event) < 0)
-        return NULL;
+        return lane_broke(self);
     if (event == NULL) {
         int collecting = codec_collecting(self);
         if (collecting != 0)
-            return collecting < 0 ? NULL : Py_NewRef(Py_None);
+            return collecting < 0 ? lane_broke(self) : Py_NewRef(Py_None);
         return read_otherwise(self, Py_None);
     }
     PyObject *receiver = Py_NewRef(self->receiver);

@@ -629,9 +629,14 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         elif data == b"":
             self._lost("the peer ended the connection without a Close")
         else:
-            if data is not None:
-                self._codec.receive_data(data)
-            self._decode_on()
+            self._decode_on(data)
+        self._announce_reading()
+
+    def _reading_broke(self, error: Exception) -> None:
+        """End the connection for what was raised while it read, which nobody awaits."""
+        logger.error("internal error behind %r", self.request, exc_info=error)
+        self._fail(1011, "internal error")
+        self._regulate()
         self._announce_reading()
 
     def reading_failed(self, error: TransportLost) -> None:
@@ -640,11 +645,13 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._lost(str(error))
         self._announce_reading()
 
-    def _decode_on(self) -> None:
+    def _decode_on(self, data: bytes | None = None) -> None:
         """Decode what a pipe has read by itself, and have it read on if there is room."""
         assert self._push is not None
         if self._undecoded or not self._ended:
             try:
+                if data is not None:
+                    self._codec.receive_data(data)
                 self._decode()
             except Exception:
                 # An extension of the user's, for one, may raise anything.

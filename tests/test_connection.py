@@ -30,6 +30,7 @@ from asyncwebsockets.transport import StreamTransport
 
 from .conftest import cut, memory_pair
 from .frames import REQUEST, close_payload, frame
+from .test_bad_input import raw_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -238,6 +239,54 @@ async def test_text_that_cannot_be_sent_holds_up_nobody(pairs: Pairs) -> None:
             await anyio.wait_all_tasks_blocked()
             assert len(await client.receive_text()) == 4_000_000
             assert await client.receive_text() == "behind"
+
+
+class NoMemory:
+    """A codec for which there is no memory where `fails` asks for it."""
+
+    def __init__(self, codec: Any, fails: str) -> None:
+        self._codec = codec
+        self._fails = fails
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._fails:
+            return self._fail
+        return getattr(self._codec, name)
+
+    def _fail(self, *_: object) -> None:
+        raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("fails", "waiting"),
+    [("receive_data", True), ("receive_data", False), ("next_message", True)],
+)
+async def test_what_there_is_no_memory_for_ends_the_connection(
+    pairs: Pairs, anyio_backend_name: str, fails: str, waiting: bool
+) -> None:
+    if fails == "next_message" and not (pairs.on_sockets and anyio_backend_name == "asyncio"):
+        # Not asked for where the task that receives reads.
+        return
+    async with raw_client(pairs) as (raw, ws):
+
+        async def receive() -> None:
+            # Who reads is told what it was; where the loop does, how it ended.
+            with pytest.raises((MemoryError, ConnectionClosedError)):
+                await ws.receive()
+
+        channel: Any = ws._channel
+        channel._codec = NoMemory(channel._codec, fails)
+        async with anyio.create_task_group() as tg:
+            if waiting:
+                tg.start_soon(receive)
+                await anyio.wait_all_tasks_blocked()
+            # Not all of a message.
+            await raw.send(frame(2, b"x" * 20_000, masked=True)[:-1])
+            if not waiting:
+                await anyio.wait_all_tasks_blocked()
+                tg.start_soon(receive)
+            assert await raw.frame() == (0x88, close_payload(1011, "internal error"))
+        assert ws.close_code == 1011
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
