@@ -477,9 +477,10 @@ class _Parent:
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._processes:
-            # One may have ended by itself.
+            # One may have ended by itself. `send_signal` would look, and take its status away from
+            # who waits for that: asyncio then says 255.
             with suppress(ProcessLookupError):
-                process.send_signal(number)
+                os.kill(process.pid, number)
 
     async def _watch(self) -> None:
         watchfiles = _require("watchfiles", "--reload")
