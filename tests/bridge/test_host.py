@@ -679,6 +679,7 @@ async def test_a_failed_connection_has_its_code(connect: Connect) -> None:
 # Flow
 
 
+@pytest.mark.no_cover
 async def test_receive_may_be_cancelled_at_any_time(connect: Connect) -> None:
     received: list[str] = []
     cancelled = 0
