@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 NATIVE := asyncwebsockets/_native asyncwebsockets/_nativeloop
 PACKAGES := $(wildcard asyncwebsockets asgi_bridge)
 
+# Where it is set, each of the processes that tests start would compile the library anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test pure cancellation lint format types sanitize fuzz load soak bench docs \
 	conformance conformance-server conformance-client conformance-all clean

@@ -402,8 +402,8 @@ WIRE = [
 ]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000, 100_000])
-async def test_what_comes_in_pieces_is_traced_once(
+@pytest.mark.parametrize("size", [1, 3, 1000, 100_000])
+def test_what_comes_in_pieces_is_traced_once(
     codec: Any, frames: Callable[[], list[str]], size: int
 ) -> None:
     made = traced(codec(client=False), "server", ("h", 1))
