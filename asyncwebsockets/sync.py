@@ -15,7 +15,8 @@ its methods goes for those of the same name here.
 from __future__ import annotations
 
 import atexit
-from concurrent.futures import Future
+import threading
+from collections import deque
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,12 +26,13 @@ from anyio.from_thread import start_blocking_portal
 from .client import open_websocket
 from .errors import ConnectionClosedLocally
 from .events import Message
-from .websocket import expect_bytes, expect_text
+from .websocket import expect_bytes, expect_json, expect_text
 
 if TYPE_CHECKING:
     import os
     import ssl as _ssl
     from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from concurrent.futures import Future
     from types import TracebackType
 
     from anyio.from_thread import BlockingPortal
@@ -115,6 +117,8 @@ class SyncWebsocket:
         self._portal = portal
         self._websocket = websocket
         self._left = False
+        # The next event, where it came as the thread that waited for it was interrupted.
+        self._received: deque[Event] = deque(maxlen=1)
         # Without it, the thread of the event loop would be stopped before what waits for it.
         atexit.register(self._close_at_exit)
 
@@ -125,31 +129,44 @@ class SyncWebsocket:
         self, timeout: float | None, function: Callable[..., Awaitable[T]], *args: object
     ) -> T:
         """Call a function on the event loop; what it raises comes out as it is."""
-        ended: Future[None] = Future()
+        scope: anyio.CancelScope | None = None
+        given_up = False
+        ended = threading.Event()
 
         async def run() -> T:
+            nonlocal scope
             try:
-                with anyio.move_on_after(timeout):
-                    return await function(*args)
-                raise TimeoutError(f"the call took longer than timeout={timeout:g} s")
+                with anyio.move_on_after(timeout) as scope:
+                    if not given_up:
+                        return await function(*args)
+                raise TimeoutError(f"the call took longer than timeout={timeout} s")
             finally:
-                ended.set_result(None)
+                ended.set()
+
+        async def give_up() -> None:
+            if scope is not None:
+                scope.cancel()
 
         try:
-            future = self._portal.start_task_soon(run)
+            return self._start(run).result()
+        except BaseException:
+            if not ended.is_set():
+                # It was this thread that was interrupted, by Ctrl-C for one, and may be before it
+                # knew of the call. That has to be over before there is another.
+                given_up = True
+                with suppress(ConnectionClosedLocally):
+                    self._start(give_up)
+                    ended.wait(_PATIENCE)
+            raise
+
+    def _start(self, function: Callable[[], Awaitable[T]]) -> Future[T]:
+        try:
+            return self._portal.start_task_soon(function)
         except RuntimeError:
             # The event loop is gone.
             raise ConnectionClosedLocally(
                 self.close_code or 1006, self.close_reason or ""
             ) from None
-        try:
-            return future.result()
-        except BaseException:
-            if future.cancel():
-                # It was this thread that was interrupted, by Ctrl-C for one. The call has to be
-                # over before there is another.
-                ended.result(_PATIENCE)
-            raise
 
     # What it is
 
@@ -209,29 +226,42 @@ class SyncWebsocket:
         return self
 
     def __next__(self) -> Event:
-        event = self._call(None, self._next)
-        if event is None:
-            raise StopIteration
-        return event
+        if self._call(None, self._has_next):
+            return self._received.popleft()
+        raise StopIteration
 
-    async def _next(self) -> Event | None:
-        return await anext(self._websocket, None)
+    async def _has_next(self) -> bool:
+        if not self._received:
+            event = await anext(self._websocket, None)
+            if event is not None:
+                self._received.append(event)
+        return bool(self._received)
 
     def receive(self, timeout: float | None = None) -> Event:
         """Return the next event: :meth:`Websocket.receive`."""
-        return self._call(timeout, self._websocket.receive)
+        event: Event = self._take(timeout, object)
+        return event
 
     def receive_text(self, timeout: float | None = None) -> str:
         """Return the next message, which is to be text: :meth:`Websocket.receive_text`."""
-        return self._call(timeout, self._websocket.receive_text)
+        return expect_text(self._take(timeout, Message), self._websocket._channel)
 
     def receive_bytes(self, timeout: float | None = None) -> bytes:
         """Return the next message, which is to be binary: :meth:`Websocket.receive_bytes`."""
-        return self._call(timeout, self._websocket.receive_bytes)
+        return expect_bytes(self._take(timeout, Message), self._websocket._channel)
 
     def receive_json(self, timeout: float | None = None) -> Any:
         """Return the next message, parsed as JSON: :meth:`Websocket.receive_json`."""
-        return self._call(timeout, self._websocket.receive_json)
+        return expect_json(self._take(timeout, Message), self._websocket._channel)
+
+    def _take(self, timeout: float | None, kind: type) -> Any:
+        """Return the next event of a kind; others are skipped."""
+        self._call(timeout, self._receive, kind)
+        return self._received.popleft()
+
+    async def _receive(self, kind: type) -> None:
+        while not (self._received and isinstance(self._received[0], kind)):
+            self._received.append(await self._websocket.receive())
 
     def iter_text(self) -> Iterator[str]:
         """Iterate over the messages, each of which is to be text: :meth:`Websocket.iter_text`."""

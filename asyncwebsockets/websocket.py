@@ -296,11 +296,7 @@ class Websocket(Front):
             InvalidJSON: the message is not JSON, or nested too deeply for Python's parser.
             ConnectionClosed, anyio.BusyResourceError: as :meth:`receive`.
         """
-        data = (await self._receive_message()).data
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as exc:
-            raise InvalidJSON(data, self._channel) from exc
+        return expect_json(await self._receive_message(), self._channel)
 
     def iter_text(self) -> AsyncIterator[str]:
         """Iterate over the messages, each of which is to be text; ends as ``async for`` does.
@@ -715,3 +711,11 @@ def expect_bytes(event: Message[Any], source: object) -> bytes:
     if not isinstance(event, BytesMessage):
         raise UnexpectedMessage("binary", event.data, source)
     return bytes(event.data)
+
+
+def expect_json(event: Message[Any], source: object) -> Any:
+    """Return a message, text or binary, parsed as JSON."""
+    try:
+        return json.loads(event.data)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidJSON(event.data, source) from exc

@@ -40,7 +40,7 @@ from asyncwebsockets.sync import SyncWebsocket, connect
 from .frames import response_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,6 +58,8 @@ class Served:
         self.url = ""
         self.ends: list[tuple[int | None, str | None]] = []
         self.ended = threading.Semaphore(0)
+        # By who gets no answer.
+        self.asked = threading.Event()
 
     def end(self) -> tuple[int | None, str | None]:
         """Return how the next connection ended."""
@@ -68,6 +70,7 @@ class Served:
         if request.path == "/no":
             return Reject(403, [("X-A", "b")], b"go away")
         if request.path == "/silent":
+            self.asked.set()
             await anyio.sleep_forever()
         return AcceptConnection(
             subprotocol=next(iter(request.subprotocols), None),
@@ -285,30 +288,44 @@ def test_threads_share_a_connection(served: Served, backend: Any) -> None:
 
 
 @contextmanager
-def interrupting(after: float) -> Iterator[None]:
-    """Have Ctrl-C come after so many seconds."""
+def interrupting(begun: threading.Event, behind: Callable[[], object] = object) -> Iterator[None]:
+    """Have Ctrl-C come where this thread waits for another one, once it has begun."""
+    main = threading.main_thread().ident
+    assert main is not None
+    over = threading.Event()
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupt() -> None:
+        begun.wait()
+        while sys._current_frames()[main].f_code is not threading.Condition.wait.__code__:
+            if over.wait(0.001):
+                return
+        signal.pthread_kill(main, signal.SIGINT)
+        behind()
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, after)
+    # What a shell starts in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        over.set()
+        begun.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no timer that interrupts")
+@pytest.mark.skipif(os.name != "posix", reason="its signals come to no thread of one's choice")
 def test_ctrl_c_interrupts_a_call_and_loses_nothing(served: Served, backend: Any) -> None:
     with connect(served.url, **backend) as ws:
-        for number in range(5):
-            with pytest.raises(KeyboardInterrupt), interrupting(0.01):
+        for number in range(20):
+            # The message comes while the call is given up.
+            begun, behind = threading.Event(), partial(ws.send, str(number))
+            with pytest.raises(KeyboardInterrupt), interrupting(begun, behind):
+                begun.set()
                 ws.receive()
-            ws.send(str(number))
             assert ws.receive_text() == str(number)
-    with pytest.raises(KeyboardInterrupt), interrupting(0.01):
+    with pytest.raises(KeyboardInterrupt), interrupting(served.asked):
         connect(f"{served.url}silent", **backend)
 
 
