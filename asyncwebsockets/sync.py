@@ -227,7 +227,7 @@ class SyncWebsocket:
 
     def __next__(self) -> Event:
         if self._call(None, self._has_next):
-            return self._received.popleft()
+            return self._pop()
         raise StopIteration
 
     async def _has_next(self) -> bool:
@@ -257,7 +257,14 @@ class SyncWebsocket:
     def _take(self, timeout: float | None, kind: type) -> Any:
         """Return the next event of a kind; others are skipped."""
         self._call(timeout, self._receive, kind)
-        return self._received.popleft()
+        return self._pop()
+
+    def _pop(self) -> Event:
+        try:
+            return self._received.popleft()
+        except IndexError:
+            # Another thread that receives was faster.
+            raise anyio.BusyResourceError("receiving from") from None
 
     async def _receive(self, kind: type) -> None:
         while not (self._received and isinstance(self._received[0], kind)):

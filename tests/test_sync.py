@@ -287,6 +287,28 @@ def test_threads_share_a_connection(served: Served, backend: Any) -> None:
         assert sorted(received) == sorted(f"{name} {n}" for name in "abc" for n in range(20))
 
 
+def test_another_thread_that_receives_was_faster(
+    served: Served, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(served.url, **backend) as ws:
+        call = ws._call
+
+        def lose(*args: Any) -> Any:
+            result = call(*args)
+            taken.append(ws._received.popleft())
+            return result
+
+        taken: list[Any] = []
+        monkeypatch.setattr(ws, "_call", lose)
+        for receive in (ws.receive, ws.receive_text, ws.__next__):
+            with monkeypatch.context() as sending:
+                sending.setattr(ws, "_call", call)
+                ws.send("taken")
+            with pytest.raises(anyio.BusyResourceError):
+                receive()
+        assert [event.data for event in taken] == ["taken"] * 3
+
+
 @contextmanager
 def interrupting(begun: threading.Event, behind: Callable[[], object] = object) -> Iterator[None]:
     """Have Ctrl-C come where this thread waits for another one, once it has begun."""
