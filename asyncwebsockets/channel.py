@@ -633,9 +633,8 @@ class WireChannel(Lane, Channel, Supervised, Sink):
         self._announce_reading()
 
     def _reading_broke(self, error: Exception) -> None:
-        """End the connection for what was raised while it read, which nobody awaits."""
-        logger.error("internal error behind %r", self.request, exc_info=error)
-        self._fail(1011, "internal error")
+        """End the connection for what was raised while a lane read."""
+        self._fail_for(error)
         self._regulate()
         self._announce_reading()
 
@@ -653,10 +652,9 @@ class WireChannel(Lane, Channel, Supervised, Sink):
                 if data is not None:
                     self._codec.receive_data(data)
                 self._decode()
-            except Exception:
+            except Exception as exc:
                 # An extension of the user's, for one, may raise anything.
-                logger.exception("internal error behind %r", self.request)
-                self._fail(1011, "internal error")
+                self._fail_for(exc)
         self._regulate()
         if not self._undecoded:
             return
@@ -664,6 +662,11 @@ class WireChannel(Lane, Channel, Supervised, Sink):
             self._supervisor.look_soon()
         elif not (self._ended or self._stuck):
             self._decode_soon()
+
+    def _fail_for(self, error: Exception) -> None:
+        """End the connection for what nobody awaits."""
+        logger.error("internal error behind %r", self.request, exc_info=error)
+        self._fail(1011, "internal error")
 
     def _decode_soon(self) -> None:
         """Have the rest decoded with the loop's next turn, unless its receiver does it."""
