@@ -518,6 +518,7 @@ async def test_a_bomb_received_as_a_stream_takes_a_few_slices(pairs: Pairs) -> N
     async with raw_client(pairs, Settings(compression=Deflate()), **_OFFER) as (raw, ws):
         await raw.send(bomb)
         total = 0
+        # Once in a few runs of the whole suite, something else in its process takes 0.6 MB.
         with taking_at_most(2 * MIB):
             async with ws.receive_stream() as pieces:
                 async for piece in pieces:
