@@ -65,7 +65,7 @@ $(NODE_PEER)/node_modules/.installed: $(NODE_PEER)/package.json
 			--no-package-lock --ignore-scripts >/dev/null && touch $@; \
 	fi || echo "npm has not installed what some tests need; its reason is above."
 
-# Two a core, for most tests wait most of their time.
+# Two a core: one leaves half of it idle.
 WORKERS = $(shell $(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))')
 
 test: $(VENV)/.tools $(NODE_PEER)/node_modules/.installed ## run the tests (PYTEST_ARGS="-k name") and report branch coverage
